@@ -1,0 +1,3 @@
+//! The supervisor: starts and watches a pod's apps inside its walls.
+
+fn main() {}

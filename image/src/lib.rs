@@ -1,0 +1,1 @@
+//! Images: references, OCI layouts and archives, the content-addressed EROFS store.

@@ -1,0 +1,1 @@
+//! The host's side of pod networks: namespaces, veth, leases, port forwards.

@@ -1,0 +1,1 @@
+//! The pod model: manifest, pod directory and life cycle, stage1 interface, supervisor protocol.

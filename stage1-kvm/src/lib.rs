@@ -1,0 +1,1 @@
+//! The kvm stage1: a pod turned into a micro-VM.

@@ -1,0 +1,1 @@
+//! A virtual machine monitor on KVM as a library.
