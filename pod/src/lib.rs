@@ -1,1 +1,22 @@
-//! The pod model: manifest, pod directory and life cycle, stage1 interface, supervisor protocol.
+//! The pod model: what a pod is, where it is kept, how it lives, and how the parts of podvm speak of it.
+//!
+//! | module | subject |
+//! |---|---|
+//! | [`manifest`] | what the user asked for: apps, volumes, ports, isolators |
+//! | [`directory`] | the pod directory, its lock, and the state that both tell |
+//! | [`status`] | what is known of a pod and its apps while it runs and after |
+//! | [`protocol`] | what stage0 and stage1 say to the supervisor inside the walls, and hear from it |
+//! | [`stage1`] | what a stage1 must do |
+//! | [`exit`] | exit codes |
+
+pub mod directory;
+pub mod exit;
+pub mod manifest;
+pub mod protocol;
+pub mod stage1;
+pub mod status;
+
+pub use directory::{PodDir, PodsRoot};
+pub use manifest::{App, AppName, PodManifest, Volume, VolumeName};
+pub use stage1::{Stage1, Stage1Kind};
+pub use uuid::Uuid;

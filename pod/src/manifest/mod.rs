@@ -1,0 +1,81 @@
+//! The pod manifest: what was asked for, whole and explicit, as stage0 resolved it from flags and images.
+//!
+//! Written once as `manifest.json` into the pod directory, never changed afterwards. Both stage1s and the
+//! supervisor work from it alone.
+
+mod app;
+mod isolator;
+mod name;
+mod port;
+mod quantity;
+mod volume;
+
+pub use app::{App, AppImage, EnvironmentVariable, UserSpec};
+pub use isolator::{Capability, Isolators, Rlimit, Seccomp, SeccompAction};
+pub use name::{AppName, NameError, VolumeName};
+pub use port::{PortError, PortRequest, Protocol, PublishedPort};
+pub use quantity::{ByteSize, CpuLimit, QuantityError};
+pub use volume::{Mount, Volume, VolumeError, VolumeKind};
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// Version of the manifest's form. A reader refuses a newer one and reads every older one.
+pub const MANIFEST_VERSION: u32 = 1;
+
+/// A whole pod as it was asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodManifest {
+    /// Form of this manifest, [`MANIFEST_VERSION`] when written by this program.
+    pub version: u32,
+    /// The pod's name for life.
+    pub uuid: Uuid,
+    /// When the pod was prepared, in seconds since the Unix epoch.
+    pub created: u64,
+    /// Hostname inside the pod.
+    pub hostname: String,
+    /// The apps, in the order given. All start together.
+    pub apps: Vec<App>,
+    /// Volumes that apps may mount, each named once.
+    #[serde(default)]
+    pub volumes: Vec<Volume>,
+    /// Ports of the pod that are reachable at the host.
+    #[serde(default)]
+    pub ports: Vec<PublishedPort>,
+    /// Which network the pod is part of.
+    #[serde(default)]
+    pub network: NetworkMode,
+    /// What the pod as a whole may use.
+    pub resources: PodResources,
+}
+
+impl PodManifest {
+    /// The volume of that name, if the pod has one.
+    pub fn volume(&self, name: &VolumeName) -> Option<&Volume> {
+        self.volumes.iter().find(|volume| &volume.name == name)
+    }
+}
+
+/// Which network a pod is part of.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NetworkMode {
+    /// podvm's own: an address of the pod's own behind the host, with port forwards.
+    #[default]
+    Default,
+    /// Only loopback.
+    None,
+    /// The host's own network, unshared by nothing; only where the walls are namespaces.
+    Host,
+}
+
+/// What a pod as a whole may use.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodResources {
+    /// Memory of the VM, or the limit on the pod's cgroup.
+    pub memory: ByteSize,
+    /// Virtual CPUs of the VM, or the width of the pod's cgroup; at least 1.
+    pub cpus: u32,
+    /// Size of the writable layer that all apps of the pod share; it takes room only as it is filled.
+    pub disk: ByteSize,
+}
