@@ -16,10 +16,10 @@
 //! renamed when whole; a removed one is renamed to `.old-<uuid>` first. Names with a leading dot are never pods, only
 //! what a crash may have left; [`PodsRoot::sweep`] removes those that nobody holds locked.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
