@@ -8,6 +8,7 @@
 //! To write a new device, copy [`rng`]: it is the smallest. Its tests run on [`testing::Bench`], which also
 //! feeds any device hostile rings (`testing::survives_hostile_rings`).
 
+pub mod fs;
 pub mod rng;
 #[cfg(test)]
 pub mod testing;

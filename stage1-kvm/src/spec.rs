@@ -1,0 +1,63 @@
+//! What the supervisor in the VM is told: the manifest's apps, and which device holds each of their parts.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use podvm_pod::PodManifest;
+use podvm_pod::manifest::VolumeKind;
+use podvm_pod::protocol::{AppSpec, LayerSource, NetworkSpec, PodSpec, VolumeSource, VolumeSpec, WritableSource};
+
+/// The layers' disk as the guest names it: it is the first virtio-blk device.
+const LAYERS_DISK: &str = "/dev/vda";
+/// The writable disk as the guest names it.
+const WRITABLE_DISK: &str = "/dev/vdb";
+
+/// All layers of a pod's apps, each once, in the order of their partitions.
+pub fn distinct_layers(manifest: &PodManifest) -> Vec<&Path> {
+    let mut layers: Vec<&Path> = Vec::new();
+    for layer in manifest.apps.iter().flat_map(|app| &app.image.layers) {
+        if !layers.contains(&layer.as_path()) {
+            layers.push(layer);
+        }
+    }
+    layers
+}
+
+/// The host directories to share, with their virtio-fs tags: the volumes' names.
+pub fn shared_directories(manifest: &PodManifest) -> Vec<(&str, &Path, bool)> {
+    manifest
+        .volumes
+        .iter()
+        .filter_map(|volume| match &volume.kind {
+            VolumeKind::Host { source } => Some((volume.name.as_str(), source.as_path(), volume.read_only)),
+            VolumeKind::Empty => None,
+        })
+        .collect()
+}
+
+/// The pod as the supervisor is to run it.
+pub fn pod_spec(manifest: &PodManifest, network: NetworkSpec) -> PodSpec {
+    let numbers: BTreeMap<&Path, usize> = distinct_layers(manifest).into_iter().zip(1..).collect();
+    let partition = |layer: &PathBuf| {
+        let number = numbers.get(layer.as_path()).copied().unwrap_or_default();
+        LayerSource::Erofs(format!("{LAYERS_DISK}{number}").into())
+    };
+    let apps = manifest.apps.iter();
+    let apps = apps.map(|app| AppSpec { app: app.clone(), layers: app.image.layers.iter().map(partition).collect() });
+    let volumes = manifest.volumes.iter().map(|volume| VolumeSpec {
+        name: volume.name.clone(),
+        source: match volume.kind {
+            VolumeKind::Host { .. } => VolumeSource::VirtioFs(volume.name.to_string()),
+            VolumeKind::Empty => VolumeSource::Empty,
+        },
+        read_only: volume.read_only,
+    });
+    PodSpec {
+        uuid: manifest.uuid,
+        hostname: manifest.hostname.clone(),
+        apps: apps.collect(),
+        volumes: volumes.collect(),
+        writable: WritableSource::Ext4(WRITABLE_DISK.into()),
+        network,
+    }
+}
