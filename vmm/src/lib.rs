@@ -6,6 +6,7 @@
 //! Everything the guest can write (registers, rings, buffers) is untrusted. A guest's mistake becomes an
 //! error value that stops the device or the guest, never a panic.
 
+pub mod boot;
 pub mod devices;
 pub mod memory;
 pub mod persist;

@@ -5,8 +5,10 @@
 //! private anonymous mapping aligned to 2 MiB, so that the kernel can back it with huge pages and nested
 //! page faults stay few. It is not reserved in advance, and not part of core dumps.
 
+use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::os::fd::AsRawFd;
 use std::ptr;
 use std::sync::Arc;
 
@@ -14,8 +16,8 @@ use vm_memory::bitmap::BS;
 use vm_memory::guest_memory::Result as MemoryResult;
 use vm_memory::volatile_memory::VolatileSlice;
 use vm_memory::{
-    GuestAddress, GuestMemoryRegion, GuestMemoryRegionBytes, GuestRegionCollection, GuestRegionMmap, GuestUsize,
-    MemoryRegionAddress, MmapRegion,
+    GuestAddress, GuestMemory as _, GuestMemoryRegion, GuestMemoryRegionBytes, GuestRegionCollection, GuestRegionMmap,
+    GuestUsize, MemoryRegionAddress, MmapRegion,
 };
 
 /// Dirty-page tracking of guest memory: none. All code names this alias, so that tracking is one change.
@@ -90,6 +92,34 @@ pub fn map_ram(bytes: u64) -> Result<SharedMemory, MemoryError> {
     Ok(Arc::new(GuestMemory::from_regions(regions)?))
 }
 
+/// Puts `length` bytes of `file`, from `offset`, at `address` in guest memory.
+///
+/// Where file and guest pages line up, whole pages are mapped copy-on-write, so that nothing is read now and
+/// all guests share the host's page cache; the rest is read. The file must not be truncated while the guest
+/// lives (replacing it by rename is fine): touching a page that is gone would end the process by SIGBUS.
+///
+/// # Errors
+/// The host's error, or [`io::ErrorKind::InvalidInput`] if the range is not guest memory.
+pub fn place_file(
+    memory: &GuestMemory,
+    address: GuestAddress,
+    file: &File,
+    offset: u64,
+    length: u64,
+) -> io::Result<()> {
+    let outside = || io::Error::new(io::ErrorKind::InvalidInput, "not within guest memory");
+    let region = memory.find_region(address).ok_or_else(outside)?;
+    let start = address.0 - region.start_addr().0;
+    let end = start.checked_add(length).filter(|end| *end <= region.len()).ok_or_else(outside)?;
+    let (first, last) = (start.next_multiple_of(PAGE_SIZE), end / PAGE_SIZE * PAGE_SIZE);
+    if first >= last || !(address.0 ^ offset).is_multiple_of(PAGE_SIZE) {
+        return region.read_file(start, file, offset, length);
+    }
+    region.read_file(start, file, offset, first - start)?;
+    region.map_file(first, file, offset + (first - start), last - first)?;
+    region.read_file(last, file, offset + (last - start), end - last)
+}
+
 /// One contiguous piece of guest RAM, unmapped when dropped.
 #[derive(Debug)]
 pub struct RamRegion {
@@ -113,6 +143,52 @@ impl RamRegion {
         .map_err(|error| MemoryError::Map { bytes: size, source: io::Error::other(error.to_string()) })?;
         let region = GuestRegionMmap::new(region, start).ok_or(MemoryError::NotWholePages { bytes: size })?;
         Ok(Self { region, _mapping: mapping })
+    }
+
+    fn slice(&self, start: u64, length: u64) -> io::Result<GuestSlice<'_>> {
+        GuestMemoryRegion::get_slice(self, MemoryRegionAddress(start), length as usize)
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error.to_string()))
+    }
+
+    fn read_file(&self, start: u64, file: &File, offset: u64, length: u64) -> io::Result<()> {
+        let mut done = 0;
+        while done < length {
+            let slice = self.slice(start + done, length - done)?;
+            let guard = slice.ptr_guard_mut();
+            let at = (offset + done) as libc::off_t;
+            // SAFETY: the guard's memory is valid for its length, and pread only writes there.
+            let count = unsafe { libc::pread(file.as_raw_fd(), guard.as_ptr().cast(), guard.len(), at) };
+            match count {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                1.. => done += count as u64,
+                _ => match io::Error::last_os_error() {
+                    error if error.kind() == io::ErrorKind::Interrupted => {}
+                    error => return Err(error),
+                },
+            }
+        }
+        Ok(())
+    }
+
+    /// Replaces whole pages by private pages of a file.
+    fn map_file(&self, start: u64, file: &File, offset: u64, length: u64) -> io::Result<()> {
+        if file.metadata()?.len() < offset + length {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let slice = self.slice(start, length)?;
+        // SAFETY: the replaced pages are part of this region's own mapping, which stays mapped throughout;
+        // guest memory is only accessed by volatile operations, so that changing contents are allowed.
+        let mapped = unsafe {
+            libc::mmap(
+                slice.ptr_guard_mut().as_ptr().cast(),
+                slice.len(),
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE,
+                file.as_raw_fd(),
+                offset as libc::off_t,
+            )
+        };
+        if mapped == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 }
 
@@ -202,7 +278,9 @@ impl Drop for AlignedMapping {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vm_memory::{Bytes, GuestMemory as _};
+    use std::io::Write;
+    use std::os::unix::fs::FileExt;
+    use vm_memory::Bytes;
 
     #[test]
     fn memory_beyond_three_gib_goes_above_the_hole() {
@@ -231,5 +309,35 @@ mod tests {
     fn odd_sizes_are_refused_with_their_number() {
         let message = map_ram(4097).unwrap_err().to_string();
         assert!(message.contains("4097"), "{message}");
+    }
+
+    #[test]
+    fn a_file_appears_in_memory_whether_pages_line_up_or_not() {
+        let mut file = tempfile::tempfile().unwrap();
+        let bytes: Vec<u8> = (0..40_000_u32).map(|n| (n / 7) as u8).collect();
+        file.write_all(&bytes).unwrap();
+        let memory = map_ram(1 << 20).unwrap();
+        for (address, offset) in [(0x1_0000, 0), (0x2_0100, 0x100), (0x3_0000, 0x1001), (0x4_0ffe, 0xffe)] {
+            let length = bytes.len() as u64 - offset;
+            place_file(&memory, GuestAddress(address), &file, offset, length).unwrap();
+            let mut seen = vec![0; length as usize];
+            memory.read_slice(&mut seen, GuestAddress(address)).unwrap();
+            assert!(seen == bytes[offset as usize..], "at {address:#x}");
+            let behind: u8 = memory.read_obj(GuestAddress(address + length)).unwrap();
+            assert_eq!(behind, 0);
+        }
+        memory.write_obj(0xff_u8, GuestAddress(0x1_0000)).unwrap();
+        let mut first = [1];
+        file.read_exact_at(&mut first, 0).unwrap();
+        assert_eq!(first, [0], "the guest's writes must not reach the file");
+    }
+
+    #[test]
+    fn a_file_beyond_memory_is_refused() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(8192).unwrap();
+        let memory = map_ram(1 << 20).unwrap();
+        let error = place_file(&memory, GuestAddress((1 << 20) - 4096), &file, 0, 8192).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
     }
 }
