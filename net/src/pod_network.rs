@@ -1,0 +1,247 @@
+//! A pod's network, from the host's side: made by the process that becomes the pod, and gone with it.
+
+use std::fs::File;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::AsFd;
+
+use nix::sched::{CloneFlags, unshare};
+use podvm_pod::manifest::NetworkMode;
+use podvm_pod::protocol::{DnsSpec, InterfaceSpec, NetworkSpec};
+use uuid::Uuid;
+
+use crate::dns::host_dns;
+use crate::lease::{Lease, LeaseDir, LeaseError};
+use crate::link::{self, LOOPBACK_INDEX, VethEnd, mac_of};
+use crate::netlink::{Batch, NetlinkError, Socket};
+use crate::port::{self, Forward, PortClaim, PortError};
+use crate::request::{Endpoint, NetworkRequest};
+use crate::rules::{LINK_PREFIX, PodAddress, pod_table};
+use crate::subnet::Prefix;
+use crate::sysctl::{self, SysctlError};
+use crate::tap::{self, Tap, TapError};
+
+/// Name of a pod's interface inside its network namespace, and inside its VM.
+const POD_LINK: &str = "eth0";
+/// Name of the VM's tap in the pod's network namespace.
+const TAP_LINK: &str = "tap0";
+
+/// Why a pod has no network.
+#[derive(Debug, thiserror::Error)]
+pub enum CreateError {
+    /// A network namespace cannot be made or opened.
+    #[error("no network namespace for the pod: {0}; run as root, or use --net=host with --stage1=ns")]
+    Namespace(#[source] io::Error),
+    /// No address.
+    #[error(transparent)]
+    Lease(#[from] LeaseError),
+    /// A published port cannot be the pod's.
+    #[error(transparent)]
+    Port(#[from] PortError),
+    /// A setting of the host or of the namespace.
+    #[error(transparent)]
+    Sysctl(#[from] SysctlError),
+    /// The kernel refused a link, address or route.
+    #[error("the pod's network cannot be made: {0}")]
+    Link(#[from] NetlinkError),
+    /// The kernel refused the nftables rules.
+    #[error("the pod's packet rules cannot be made: {0}; nf_tables with NAT of Linux 5.12 or newer is needed")]
+    Rules(#[source] NetlinkError),
+}
+
+/// A pod's network. Its parts live as long as this is held; after the process's death the kernel takes them down.
+pub struct PodNetwork {
+    mode: NetworkMode,
+    interface: Option<InterfaceSpec>,
+    dns: Option<DnsSpec>,
+    _holds: Option<Holds>,
+}
+
+/// What the kernel takes for the pod's life. All are closed at exec.
+struct Holds {
+    /// Owner of the nftables table. It is the host's, but of no use to a process without capabilities: the kernel looks at the
+    /// sender's, too.
+    _rules: Socket,
+    _lease: Lease,
+    _ports: Vec<PortClaim>,
+}
+
+/// The pod's place in the built-in network.
+struct Place {
+    ipv4: Ipv4Addr,
+    gateway: Ipv4Addr,
+    /// Address and gateway of each family, IPv4 first.
+    pairs: Vec<(PodAddress, IpAddr)>,
+    host_link: String,
+}
+
+impl Place {
+    fn new(request: &NetworkRequest, ipv4: Ipv4Addr, ipv6: bool) -> Self {
+        let config = &request.config;
+        let gateway = config.ipv4.gateway();
+        let pod_v4 = PodAddress { address: ipv4.into(), subnet: config.ipv4.into() };
+        let mut pairs = vec![(pod_v4, gateway.into())];
+        if let Some(subnet) = config.ipv6.filter(|_| ipv6) {
+            let pod_v6 = PodAddress { address: subnet.beside(ipv4).into(), subnet: Prefix::from(subnet) };
+            pairs.push((pod_v6, subnet.beside(gateway).into()));
+        }
+        Self { ipv4, gateway, pairs, host_link: host_link_name(request.pod) }
+    }
+
+    fn has_ipv6(&self) -> bool {
+        self.pairs.len() > 1
+    }
+
+    fn interface(&self, mtu: u32) -> InterfaceSpec {
+        let prefix = |(pod, _): &(PodAddress, IpAddr)| {
+            let host = Prefix::host(pod.address);
+            (host.address, host.length)
+        };
+        InterfaceSpec {
+            name: POD_LINK.into(),
+            mac: mac_of(self.ipv4),
+            mtu,
+            addresses: self.pairs.iter().map(prefix).collect(),
+            gateways: self.pairs.iter().map(|(_, gateway)| *gateway).collect(),
+        }
+    }
+}
+
+/// Name of the host's end of a pod's veth pair: `pv-` and the first eight digits of the UUID.
+pub(crate) fn host_link_name(pod: Uuid) -> String {
+    format!("{LINK_PREFIX}{:08x}", pod.as_fields().0)
+}
+
+impl PodNetwork {
+    /// Makes a pod's network and moves the calling thread into the pod's network namespace.
+    ///
+    /// To be called by the process that becomes the pod, as root in the host's network namespace, before it has other threads
+    /// (they would stay in the host's). On return, with [`NetworkMode::Default`], the pod's `eth0` is up, and the pod's rules
+    /// are in force. With [`NetworkMode::None`] there is only loopback, and with [`NetworkMode::Host`] nothing changes.
+    /// On an error the calling process may already be in the new namespace: it should end.
+    ///
+    /// # Errors
+    /// [`CreateError`]; nothing is left but what ends with the process.
+    pub fn create(request: &NetworkRequest, leases: &LeaseDir) -> Result<Self, CreateError> {
+        let mode = request.mode.clone();
+        match mode {
+            NetworkMode::Host => Ok(Self { mode, interface: None, dns: request.dns.clone(), _holds: None }),
+            NetworkMode::None => {
+                enter_new_namespace()?;
+                let mut batch = Batch::default();
+                link::push_up(&mut batch, LOOPBACK_INDEX, None);
+                Socket::route()?.transact(batch)?;
+                Ok(Self { mode, interface: None, dns: request.dns.clone(), _holds: None })
+            }
+            NetworkMode::Default => Self::create_default(request, leases),
+        }
+    }
+
+    fn create_default(request: &NetworkRequest, leases: &LeaseDir) -> Result<Self, CreateError> {
+        let ipv6 = request.config.ipv6.is_some() && sysctl::has_ipv6();
+        let forwards = port::forwards(&request.ports, ipv6)?;
+        let ports = forwards.iter().map(port::claim).collect::<Result<_, _>>()?;
+        let dns = request.dns.clone().unwrap_or_else(host_dns);
+        let lease = leases.lease(&request.config.ipv4, request.pod)?;
+        let place = Place::new(request, lease.address(), ipv6);
+        match connect(request, &place, &forwards) {
+            Ok(rules) => Ok(Self {
+                mode: NetworkMode::Default,
+                interface: Some(place.interface(request.config.mtu)),
+                dns: Some(dns),
+                _holds: Some(Holds { _rules: rules, _lease: lease, _ports: ports }),
+            }),
+            Err(error) => {
+                // The lease would end with the process anyway; its error must not hide the first one.
+                let _ = leases.release(lease);
+                Err(error)
+            }
+        }
+    }
+
+    /// The interface as it looks from inside; none without a network of the pod's own.
+    pub fn interface(&self) -> Option<&InterfaceSpec> {
+        self.interface.as_ref()
+    }
+
+    /// The name service the pod is to use; none when it has no network, or the host's.
+    pub fn dns(&self) -> Option<&DnsSpec> {
+        self.dns.as_ref()
+    }
+
+    /// The network as the supervisor is told of it.
+    pub fn spec(&self) -> NetworkSpec {
+        NetworkSpec {
+            interfaces: self.interface.clone().into_iter().collect(),
+            dns: self.dns.clone(),
+            hosts: Vec::new(),
+        }
+    }
+
+    /// Ties a tap to the pod's interface, in the calling thread's namespace, while privileges are there. None when the pod has
+    /// no interface.
+    ///
+    /// # Errors
+    /// [`TapError::HostNetwork`] with [`NetworkMode::Host`]; the others when the kernel refuses.
+    pub fn attach_tap(&self) -> Result<Option<Tap>, TapError> {
+        match (&self.mode, &self.interface) {
+            (NetworkMode::Host, _) => Err(TapError::HostNetwork),
+            (_, None) => Ok(None),
+            (_, Some(interface)) => tap::attach(&interface.name, TAP_LINK, interface.mtu).map(Some),
+        }
+    }
+}
+
+fn enter_new_namespace() -> Result<File, CreateError> {
+    unshare(CloneFlags::CLONE_NEWNET).map_err(|errno| CreateError::Namespace(errno.into()))?;
+    File::open("/proc/thread-self/ns/net").map_err(CreateError::Namespace)
+}
+
+/// Makes rules, namespace and links, and enters the namespace. Returns the socket that owns the rules.
+///
+/// The rules come first, so that the pod is never connected without them.
+fn connect(request: &NetworkRequest, place: &Place, forwards: &[Forward]) -> Result<Socket, CreateError> {
+    let rules = Socket::netfilter()?;
+    let host = Socket::route()?;
+    sysctl::enable_forwarding(place.has_ipv6())?;
+    let addresses: Vec<_> = place.pairs.iter().map(|(pod, _)| *pod).collect();
+    let table = pod_table(format!("podvm-{}", request.pod), &place.host_link, &addresses, forwards);
+    table.commit(&rules).map_err(CreateError::Rules)?;
+
+    let namespace = enter_new_namespace()?;
+    if place.has_ipv6() {
+        sysctl::prepare_pod_ipv6(request.endpoint == Endpoint::Vm)?;
+    }
+    let host_end = VethEnd { name: &place.host_link, mac: mac_of(place.gateway) };
+    let pod_end = VethEnd { name: POD_LINK, mac: mac_of(place.ipv4) };
+    let index = link::create_veth(&host, &host_end, &pod_end, namespace.as_fd(), request.config.mtu)?;
+    host.transact(host_side(place, index))?;
+    let pod = Socket::route()?;
+    pod.transact(pod_side(request, place, &pod)?)?;
+    Ok(rules)
+}
+
+fn host_side(place: &Place, index: i32) -> Batch {
+    let mut batch = Batch::default();
+    link::push_router_settings(&mut batch, index, place.has_ipv6());
+    link::push_up(&mut batch, index, None);
+    for (pod, gateway) in &place.pairs {
+        link::push_address(&mut batch, index, *gateway, Some(pod.address));
+        link::push_neighbour(&mut batch, index, pod.address, mac_of(place.ipv4));
+    }
+    batch
+}
+
+fn pod_side(request: &NetworkRequest, place: &Place, socket: &Socket) -> Result<Batch, NetlinkError> {
+    let mut batch = Batch::default();
+    link::push_up(&mut batch, LOOPBACK_INDEX, None);
+    if request.endpoint == Endpoint::Namespace {
+        let index = link::find_link(socket, POD_LINK)?.unwrap_or_default();
+        for (pod, gateway) in &place.pairs {
+            link::push_address(&mut batch, index, pod.address, None);
+            link::push_neighbour(&mut batch, index, *gateway, mac_of(place.gateway));
+            link::push_default_route(&mut batch, index, *gateway);
+        }
+    }
+    Ok(batch)
+}

@@ -1,0 +1,69 @@
+//! What a pod's network is made from.
+
+use podvm_pod::manifest::{NetworkMode, PublishedPort};
+use podvm_pod::protocol::DnsSpec;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::subnet::{Ipv4Subnet, Ipv6Subnet};
+
+/// Most bytes in a packet of a pod unless configured otherwise: Ethernet's.
+const DEFAULT_MTU: u32 = 1500;
+
+/// The built-in network of a host, as the configuration file may change it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct NetworkConfig {
+    /// Where pods' IPv4 addresses are from.
+    pub ipv4: Ipv4Subnet,
+    /// Where pods' IPv6 addresses are from; pods have none without, nor when the host has IPv6 disabled.
+    pub ipv6: Option<Ipv6Subnet>,
+    /// Most bytes in a packet.
+    pub mtu: u32,
+}
+
+impl Default for NetworkConfig {
+    fn default() -> Self {
+        Self { ipv4: Ipv4Subnet::DEFAULT, ipv6: Some(Ipv6Subnet::DEFAULT), mtu: DEFAULT_MTU }
+    }
+}
+
+/// What has the pod's addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Endpoint {
+    /// The pod's network namespace: the apps are in it.
+    Namespace,
+    /// A VM behind a tap: [`crate::PodNetwork::attach_tap`] is called next, and the guest configures itself.
+    Vm,
+}
+
+/// A pod's wish for a network.
+#[derive(Debug, Clone)]
+pub struct NetworkRequest {
+    /// The pod.
+    pub pod: Uuid,
+    /// Which network.
+    pub mode: NetworkMode,
+    /// Who gets the addresses.
+    pub endpoint: Endpoint,
+    /// Ports of the host that lead to the pod. Only the built-in network has any to forward.
+    pub ports: Vec<PublishedPort>,
+    /// The built-in network.
+    pub config: NetworkConfig,
+    /// Name service instead of the host's.
+    pub dns: Option<DnsSpec>,
+}
+
+impl NetworkRequest {
+    /// A wish for the built-in network as it comes, without published ports.
+    pub fn new(pod: Uuid, endpoint: Endpoint) -> Self {
+        Self {
+            pod,
+            mode: NetworkMode::Default,
+            endpoint,
+            ports: Vec::new(),
+            config: NetworkConfig::default(),
+            dns: None,
+        }
+    }
+}
