@@ -12,6 +12,7 @@ pub mod fs;
 pub mod rng;
 #[cfg(test)]
 pub mod testing;
+pub mod vsock;
 pub mod worker;
 
 use std::io;
