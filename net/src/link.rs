@@ -44,7 +44,7 @@ pub(crate) struct VethEnd<'a> {
     pub(crate) mac: Mac,
 }
 
-/// Creates a veth pair: one end in the socket's namespace, still down; the other in `pod_namespace`, up.
+/// Creates a veth pair: one end in the socket's namespace, the other in `pod_namespace`, both down.
 /// Returns the index of the first.
 pub(crate) fn create_veth(
     socket: &Socket,
@@ -65,7 +65,7 @@ pub(crate) fn create_veth(
         link.nest(libc::IFLA_LINKINFO, |info| {
             info.put_string(libc::IFLA_INFO_KIND, "veth");
             info.nest(libc::IFLA_INFO_DATA, |data| {
-                data.nest_after(VETH_INFO_PEER, &link_header(0, true), |peer| {
+                data.nest_after(VETH_INFO_PEER, &link_header(0, false), |peer| {
                     describe(pod, peer);
                     peer.put_u32(libc::IFLA_NET_NS_FD, pod_namespace.as_raw_fd() as u32);
                 });

@@ -235,8 +235,10 @@ fn host_side(place: &Place, index: i32) -> Batch {
 fn pod_side(request: &NetworkRequest, place: &Place, socket: &Socket) -> Result<Batch, NetlinkError> {
     let mut batch = Batch::default();
     link::push_up(&mut batch, LOOPBACK_INDEX, None);
+    // The second end to come up can send at once; the first one only when the kernel's link watcher has seen it.
+    let index = link::find_link(socket, POD_LINK)?.unwrap_or_default();
+    link::push_up(&mut batch, index, None);
     if request.endpoint == Endpoint::Namespace {
-        let index = link::find_link(socket, POD_LINK)?.unwrap_or_default();
         for (pod, gateway) in &place.pairs {
             link::push_address(&mut batch, index, pod.address, None);
             link::push_neighbour(&mut batch, index, *gateway, mac_of(place.gateway));

@@ -60,5 +60,9 @@ fn keep_router_advertisements() -> Result<(), SysctlError> {
 /// Prepares the pod's namespace for its interface, which takes these settings over when it is created. A VM's interface speaks
 /// no IPv6 itself, so that nothing but the VM answers; others skip the wait for duplicate addresses.
 pub(crate) fn prepare_pod_ipv6(for_vm: bool) -> Result<(), SysctlError> {
-    if for_vm { write("ipv6/conf/default/disable_ipv6", "1") } else { write("ipv6/conf/default/accept_dad", "0") }
+    if for_vm {
+        return write("ipv6/conf/default/disable_ipv6", "1");
+    }
+    write("ipv6/conf/all/accept_dad", "0")?;
+    write("ipv6/conf/default/accept_dad", "0")
 }
