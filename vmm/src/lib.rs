@@ -8,6 +8,7 @@
 
 pub mod boot;
 pub mod devices;
+pub mod legacy;
 pub mod memory;
 pub mod persist;
 pub mod virtio;

@@ -75,7 +75,7 @@ impl Health {
         self.reason.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn fail(&self, reason: String) {
+    pub(crate) fn fail(&self, reason: String) {
         *self.reason.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
         self.needs_reset.store(true, Ordering::SeqCst);
     }

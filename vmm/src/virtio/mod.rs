@@ -2,6 +2,7 @@
 
 pub mod chain;
 pub mod interrupt;
+pub mod mmio;
 pub mod queue;
 
 /// Device status bits (virtio 1.2, section 2.1).
