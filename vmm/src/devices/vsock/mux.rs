@@ -367,6 +367,13 @@ impl Mux {
         None
     }
 
+    /// Connections whose data waits for room on the host.
+    #[cfg(test)]
+    pub fn backlog(&self) -> usize {
+        let waits = |slot: &&Slot| matches!(slot, Slot::Connected { watches_room: true, .. });
+        self.slots.iter().filter(waits).count()
+    }
+
     /// Streams in any phase.
     #[cfg(test)]
     pub fn stream_count(&self) -> usize {
