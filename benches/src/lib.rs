@@ -1,0 +1,17 @@
+//! The benchmark harness: podvm beside its peers, as ratios and as counts that do not depend on a machine's speed.
+//!
+//! | module | subject |
+//! |---|---|
+//! | [`init_marker`] | the guest that is measured |
+//! | [`monitor`] | how each virtual machine monitor is started and measured |
+//! | [`smaps`] | what a monitor holds of memory beside its guest's |
+//! | [`kvm_stats`] | what KVM counted for a guest |
+//! | [`promise`] | the limits that podvm keeps |
+//! | [`report`] | the figures as tables |
+
+pub mod init_marker;
+pub mod kvm_stats;
+pub mod monitor;
+pub mod promise;
+pub mod report;
+pub mod smaps;
