@@ -42,6 +42,8 @@ struct Arguments {
 
 fn main() -> anyhow::Result<ExitCode> {
     let arguments = Arguments::parse();
+    let mut initramfs = tempfile::NamedTempFile::new()?;
+    initramfs.write_all(&init_marker::initramfs()?)?;
     let guest = monitor::Guest {
         kernel: arguments.kernel,
         initramfs: initramfs.path().into(),
