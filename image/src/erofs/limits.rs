@@ -1,0 +1,30 @@
+//! Bounds on what one layer may make us hold and write.
+
+/// What a layer may be at most. Beyond it, the layer is refused by name.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Files, directories and links, those replaced later included.
+    pub entries: u32,
+    /// Bytes of names, link targets, attributes and chunk maps, which are held in memory.
+    pub metadata_bytes: u64,
+    /// Bytes of file data stored. Holes do not count.
+    pub data_bytes: u64,
+    /// Bytes of the layer's tar, unpacked.
+    pub stream_bytes: u64,
+}
+
+impl Default for Limits {
+    /// Two million entries, half a GiB of metadata, 256 GiB of data: twenty times the largest images in use.
+    fn default() -> Self {
+        Self { entries: 1 << 21, metadata_bytes: 512 << 20, data_bytes: 256 << 30, stream_bytes: 320 << 30 }
+    }
+}
+
+/// Longest path of an entry, in bytes (Linux's `PATH_MAX` without its NUL).
+pub const MAX_PATH: usize = 4095;
+/// Longest name in a directory, in bytes.
+pub const MAX_NAME: usize = 255;
+/// Longest target of a symbolic link, in bytes.
+pub const MAX_SYMLINK: usize = 4095;
+/// Largest size of one file, holes included.
+pub const MAX_FILE: u64 = 16 << 40;

@@ -1,0 +1,70 @@
+//! Makes EROFS images from tar streams: a layer becomes a file that Linux mounts as it is.
+//!
+//! The image keeps all the archive says: owners, modes, times to the nanosecond, extended attributes,
+//! hard links, devices, holes, names of any bytes. It is uncompressed, so that it can be mapped; the same
+//! archive always gives the same bytes. File data goes straight to the image; memory holds only names,
+//! inodes and attributes, within [`Limits`].
+
+mod dirents;
+mod error;
+mod image;
+mod layer;
+mod limits;
+mod ondisk;
+mod output;
+#[cfg(test)]
+mod reader;
+#[cfg(test)]
+mod tests;
+mod tree;
+mod xattr;
+
+use std::fs::File;
+use std::io::Read;
+
+pub use error::{BuildError, EntryError};
+pub use limits::{Limits, MAX_FILE, MAX_NAME, MAX_PATH, MAX_SYMLINK};
+pub use output::image_digest;
+
+use crate::digest::Digest;
+use crate::tar::{Streamed, TarReader};
+
+/// What became of a layer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Built {
+    /// Size of the image in bytes, a multiple of 4096.
+    pub size: u64,
+    /// Digest of the image's blocks with block 0 last, as [`image_digest`] computes it.
+    pub digest: Digest,
+    /// Files, directories and links in it.
+    pub inodes: u64,
+    /// Directories that the archive only implied; they belong to root with mode 0755.
+    pub implied_directories: u64,
+    /// Attributes that have no form on Linux and were left out.
+    pub dropped_attributes: u64,
+}
+
+/// Makes an image of the uncompressed tar stream `tar` in `image`, which must be empty.
+///
+/// `tails` is an empty file for scratch data. The stream is read to its end, also behind the
+/// archive's end marker. Nothing is synced; on an error `image` holds garbage.
+pub fn build(tar: impl Read, image: &File, tails: &File, limits: &Limits) -> Result<Built, BuildError> {
+    let mut reader = TarReader::new(Streamed::new(tar.take(limits.stream_bytes)));
+    let mut layer = layer::Layer::new(image, tails, *limits);
+    while let Some(entry) = reader.next_entry()? {
+        layer.apply(entry, &mut reader)?;
+    }
+    let offset = reader.offset();
+    let mut rest = reader.into_input().into_inner();
+    std::io::copy(&mut rest, &mut std::io::sink()).map_err(|source| crate::tar::TarError::Io { offset, source })?;
+    let implied_directories = layer.tree.implied();
+    let dropped_attributes = layer.dropped_attributes;
+    let finished = image::finish(layer, tails)?;
+    Ok(Built {
+        size: finished.size,
+        digest: finished.digest,
+        inodes: finished.inodes,
+        implied_directories,
+        dropped_attributes,
+    })
+}

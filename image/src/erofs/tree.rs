@@ -1,0 +1,307 @@
+//! The file tree of one layer in memory: all but file data.
+//!
+//! Names are walked only in here, never on the host, so nothing an archive says can lead out: `..` is
+//! refused in names, and symbolic links in the middle of a path are followed within the tree, as a process whose
+//! root it is would follow them.
+
+use std::collections::BTreeMap;
+
+use super::error::EntryError;
+use super::limits::{Limits, MAX_NAME, MAX_PATH};
+use super::ondisk::FileType;
+use super::xattr::Xattrs;
+use crate::tar::Timestamp;
+
+/// Most names walked for one path, those of symbolic links included.
+const MAX_STEPS: usize = 4096;
+/// Most symbolic links followed for one path, as in Linux.
+const MAX_LINKS: usize = 40;
+
+/// Number of a node, in order of creation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct NodeId(u32);
+
+impl NodeId {
+    pub const ROOT: Self = Self(0);
+
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// What all kinds of files have.
+#[derive(Debug, Clone, Default)]
+pub struct Attributes {
+    pub permissions: u16,
+    pub uid: u32,
+    pub gid: u32,
+    pub mtime: Timestamp,
+    pub xattrs: Xattrs,
+}
+
+/// Where a regular file's data was put.
+#[derive(Debug, Clone)]
+pub enum Data {
+    /// Small: in the file of tails, at this offset.
+    Tail { offset: u64, size: u16 },
+    /// In whole blocks from this one on.
+    Blocks { first: u32, size: u64 },
+    /// In chunks, some of them holes: their power of two in blocks and their addresses.
+    Chunks { size: u64, bits: u32, map: Box<[u32]> },
+}
+
+/// What a node is.
+#[derive(Debug)]
+pub enum Content {
+    Directory(Directory),
+    Regular(Data),
+    Symlink(Box<[u8]>),
+    /// A device and its number in encoded form.
+    Device(FileType, u32),
+    Fifo,
+    /// Hides what has this name in the layers below.
+    Whiteout,
+    /// No longer in the tree.
+    Removed,
+}
+
+/// A directory's own part.
+#[derive(Debug)]
+pub struct Directory {
+    pub children: BTreeMap<Box<[u8]>, NodeId>,
+    pub parent: NodeId,
+    /// Hides the directory of this name in the layers below.
+    pub opaque: bool,
+}
+
+/// A file of any kind.
+#[derive(Debug)]
+pub struct Node {
+    pub attributes: Attributes,
+    pub content: Content,
+    /// Names it has; directories count one.
+    pub links: u32,
+}
+
+/// The tree.
+pub struct Tree {
+    nodes: Vec<Node>,
+    limits: Limits,
+    /// Bytes held, as [`Limits::metadata_bytes`] counts them.
+    held: u64,
+    implied: u64,
+}
+
+impl Tree {
+    pub fn new(limits: Limits) -> Self {
+        let root = Node { attributes: implied_attributes(), content: empty(NodeId::ROOT), links: 1 };
+        Self { nodes: vec![root], limits, held: 0, implied: 0 }
+    }
+
+    pub fn node(&self, id: NodeId) -> &Node {
+        &self.nodes[id.index()]
+    }
+
+    /// All nodes that are in the tree, the root first, then by creation.
+    pub fn live(&self) -> impl Iterator<Item = (NodeId, &Node)> {
+        let ids = (0u32..).map(NodeId);
+        ids.zip(&self.nodes).filter(|(_, node)| !matches!(node.content, Content::Removed))
+    }
+
+    /// Nodes ever made, the size of tables indexed by node.
+    pub fn capacity(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Directories that had no entry of their own, only entries below them.
+    pub fn implied(&self) -> u64 {
+        self.implied
+    }
+
+    /// Counts bytes against [`Limits::metadata_bytes`].
+    pub fn hold(&mut self, bytes: usize) -> Result<(), EntryError> {
+        self.held += bytes as u64;
+        if self.held > self.limits.metadata_bytes {
+            return Err(EntryError::TooMuchMetadata { limit: self.limits.metadata_bytes });
+        }
+        Ok(())
+    }
+
+    fn directory(&self, id: NodeId) -> Option<&Directory> {
+        match &self.node(id).content {
+            Content::Directory(directory) => Some(directory),
+            _ => None,
+        }
+    }
+
+    fn add(&mut self, node: Node) -> Result<NodeId, EntryError> {
+        if self.nodes.len() >= self.limits.entries as usize {
+            return Err(EntryError::TooManyEntries { limit: self.limits.entries });
+        }
+        let id = NodeId(self.nodes.len() as u32);
+        self.nodes.push(node);
+        Ok(id)
+    }
+
+    /// What `name` in `parent` is.
+    pub fn child(&self, parent: NodeId, name: &[u8]) -> Option<NodeId> {
+        self.directory(parent)?.children.get(name).copied()
+    }
+
+    /// Walks to a directory, making what is missing.
+    pub fn make_directories(&mut self, path: &[&[u8]]) -> Result<NodeId, EntryError> {
+        self.walk(path, true)
+    }
+
+    /// Walks to a directory that must be there.
+    pub fn find_directory(&mut self, path: &[&[u8]]) -> Result<NodeId, EntryError> {
+        self.walk(path, false)
+    }
+
+    fn walk(&mut self, path: &[&[u8]], make: bool) -> Result<NodeId, EntryError> {
+        let mut pending: Vec<Box<[u8]>> = path.iter().rev().map(|&name| name.into()).collect();
+        let (mut at, mut links, mut steps) = (NodeId::ROOT, 0, 0);
+        while let Some(name) = pending.pop() {
+            steps += 1;
+            if steps > MAX_STEPS {
+                return Err(EntryError::TooManyLinks);
+            }
+            if *name == *b".." {
+                at = self.directory(at).map_or(NodeId::ROOT, |directory| directory.parent);
+                continue;
+            }
+            let child = match self.child(at, &name) {
+                Some(child) => child,
+                None if make => self.make_implied(at, &name)?,
+                None => return Err(EntryError::MissingTarget),
+            };
+            match &self.node(child).content {
+                Content::Directory(_) => at = child,
+                Content::Symlink(target) => {
+                    links += 1;
+                    if links > MAX_LINKS {
+                        return Err(EntryError::TooManyLinks);
+                    }
+                    if target.starts_with(b"/") {
+                        at = NodeId::ROOT;
+                    }
+                    let names = target.split(|&b| b == b'/').rev();
+                    pending.extend(names.filter(|n| !matches!(*n, b"" | b".")).map(Box::from));
+                }
+                Content::Whiteout if make => {
+                    // What is hidden below and then made anew starts empty.
+                    at = self.make_implied(at, &name)?;
+                }
+                _ => return Err(EntryError::NotADirectory { name: name.into() }),
+            }
+        }
+        Ok(at)
+    }
+
+    fn make_implied(&mut self, parent: NodeId, name: &[u8]) -> Result<NodeId, EntryError> {
+        check_name(name)?;
+        self.implied += 1;
+        self.insert(parent, name, implied_attributes(), empty(parent))
+    }
+
+    /// Puts a new node into a directory, in place of what had the name.
+    pub fn insert(
+        &mut self,
+        parent: NodeId,
+        name: &[u8],
+        attributes: Attributes,
+        content: Content,
+    ) -> Result<NodeId, EntryError> {
+        self.hold(attributes.xattrs.size())?;
+        let over_whiteout =
+            self.child(parent, name).is_some_and(|old| matches!(self.node(old).content, Content::Whiteout));
+        let mut node = Node { attributes, content, links: 0 };
+        if let (Content::Directory(directory), true) = (&mut node.content, over_whiteout) {
+            directory.opaque = true;
+        }
+        let id = self.add(node)?;
+        self.link(parent, name, id)?;
+        Ok(id)
+    }
+
+    /// Gives a node a name, in place of what had it.
+    pub fn link(&mut self, parent: NodeId, name: &[u8], id: NodeId) -> Result<(), EntryError> {
+        self.hold(name.len())?;
+        self.nodes[id.index()].links += 1;
+        let old = match &mut self.nodes[parent.index()].content {
+            Content::Directory(directory) => directory.children.insert(name.into(), id),
+            _ => return Err(EntryError::NotADirectory { name: name.into() }),
+        };
+        if let Some(old) = old {
+            self.unlink(old);
+        }
+        Ok(())
+    }
+
+    /// Takes one name from a node, and with the last one the node and all below it.
+    fn unlink(&mut self, id: NodeId) {
+        let mut pending = vec![id];
+        while let Some(id) = pending.pop() {
+            let node = &mut self.nodes[id.index()];
+            node.links -= 1;
+            if node.links > 0 {
+                continue;
+            }
+            node.attributes.xattrs = Xattrs::default();
+            if let Content::Directory(directory) = std::mem::replace(&mut node.content, Content::Removed) {
+                pending.extend(directory.children.into_values());
+            }
+        }
+    }
+
+    /// Gives an existing directory new attributes.
+    pub fn update_directory(&mut self, id: NodeId, attributes: Attributes) -> Result<(), EntryError> {
+        self.hold(attributes.xattrs.size())?;
+        self.nodes[id.index()].attributes = attributes;
+        Ok(())
+    }
+
+    /// Makes a directory hide those of its name in the layers below.
+    pub fn set_opaque(&mut self, id: NodeId) {
+        if let Content::Directory(directory) = &mut self.nodes[id.index()].content {
+            directory.opaque = true;
+        }
+    }
+}
+
+/// A directory without children.
+pub fn empty(parent: NodeId) -> Content {
+    Content::Directory(Directory { children: BTreeMap::new(), parent, opaque: false })
+}
+
+/// What a directory gets that has no entry of its own.
+fn implied_attributes() -> Attributes {
+    Attributes { permissions: 0o755, ..Attributes::default() }
+}
+
+fn check_name(name: &[u8]) -> Result<(), EntryError> {
+    if name.len() > MAX_NAME {
+        return Err(EntryError::NameTooLong);
+    }
+    if name.contains(&0) {
+        return Err(EntryError::NulInName);
+    }
+    Ok(())
+}
+
+/// The components of an entry's path: a leading slash and `.` are passed over, `..` is refused.
+pub fn split_path(path: &[u8]) -> Result<Vec<&[u8]>, EntryError> {
+    if path.is_empty() {
+        return Err(EntryError::EmptyName);
+    }
+    if path.len() > MAX_PATH {
+        return Err(EntryError::PathTooLong);
+    }
+    let names = path.split(|&b| b == b'/').filter(|name| !matches!(*name, b"" | b"."));
+    names
+        .map(|name| match name {
+            b".." => Err(EntryError::ParentInPath),
+            name => check_name(name).map(|()| name),
+        })
+        .collect()
+}

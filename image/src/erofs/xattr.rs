@@ -1,0 +1,145 @@
+//! Extended attributes of an inode: names by prefix number, sorted, written behind the inode.
+
+use std::collections::BTreeMap;
+
+use super::ondisk::{XATTR_ENTRY_SIZE, XATTR_HEADER_SIZE};
+
+/// Longest name without its prefix, and longest value: the format's fields are 8 and 16 bits.
+const MAX_NAME: usize = u8::MAX as usize;
+const MAX_VALUE: usize = u16::MAX as usize;
+/// Most bytes of all attributes of one inode: their count in fours is 16 bits.
+const MAX_TOTAL: usize = XATTR_HEADER_SIZE + 4 * (u16::MAX as usize - 1);
+
+/// The prefixes that have a number (`EROFS_XATTR_INDEX_*`); the ACLs' are whole names.
+const PREFIXES: [(&[u8], u8); 5] = [
+    (b"user.", 1),
+    (b"system.posix_acl_access", 2),
+    (b"system.posix_acl_default", 3),
+    (b"trusted.", 4),
+    (b"security.", 6),
+];
+
+/// The attribute by which overlayfs knows that a directory hides those of its name below.
+const OPAQUE: (u8, &[u8]) = (4, b"overlay.opaque");
+
+/// The attributes of one inode.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Xattrs(BTreeMap<(u8, Box<[u8]>), Box<[u8]>>);
+
+/// What became of an attribute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// It was kept.
+    Kept,
+    /// It has no form in EROFS or no meaning in an image, and was left out.
+    Dropped,
+}
+
+impl Xattrs {
+    /// Sets an attribute by its full name.
+    ///
+    /// Left out are namespaces that Linux does not have, and overlayfs's own marks: they would let a layer
+    /// redirect names in the layers below it.
+    pub fn set(&mut self, name: &[u8], value: &[u8]) -> Result<Outcome, &'static str> {
+        if name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.") {
+            return Ok(Outcome::Dropped);
+        }
+        let known = PREFIXES.iter().find_map(|&(prefix, index)| {
+            let rest = name.strip_prefix(prefix)?;
+            // The ACLs are whole names, the others need one after their prefix.
+            (rest.is_empty() != prefix.ends_with(b".")).then_some((index, rest))
+        });
+        let Some((index, rest)) = known else { return Ok(Outcome::Dropped) };
+        if rest.len() > MAX_NAME || rest.contains(&0) {
+            return Err("an extended attribute's name is longer than 255 bytes or holds a NUL");
+        }
+        if value.len() > MAX_VALUE {
+            return Err("an extended attribute's value is longer than 65535 bytes");
+        }
+        self.0.insert((index, rest.into()), value.into());
+        if self.size() > MAX_TOTAL {
+            return Err("the extended attributes are larger than 256 KiB together");
+        }
+        Ok(Outcome::Kept)
+    }
+
+    /// Marks a directory as hiding those of its name in the layers below.
+    pub fn set_opaque(&mut self) {
+        self.0.insert((OPAQUE.0, OPAQUE.1.into()), Box::from(*b"y"));
+    }
+
+    /// Bytes of all attributes with their header; zero when there are none.
+    pub fn size(&self) -> usize {
+        if self.0.is_empty() {
+            return 0;
+        }
+        let entry = |((_, name), value): (&(u8, Box<[u8]>), &Box<[u8]>)| {
+            (XATTR_ENTRY_SIZE + name.len() + value.len()).next_multiple_of(4)
+        };
+        XATTR_HEADER_SIZE + self.0.iter().map(entry).sum::<usize>()
+    }
+
+    /// The attributes' bytes, [`Xattrs::size`] of them.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(self.size());
+        if self.0.is_empty() {
+            return bytes;
+        }
+        bytes.resize(XATTR_HEADER_SIZE, 0);
+        for ((index, name), value) in &self.0 {
+            bytes.extend([name.len() as u8, *index]);
+            bytes.extend((value.len() as u16).to_le_bytes());
+            bytes.extend_from_slice(name);
+            bytes.extend_from_slice(value);
+            bytes.resize(bytes.len().next_multiple_of(4), 0);
+        }
+        bytes
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_without_a_form_and_overlay_marks_are_left_out() {
+        let mut xattrs = Xattrs::default();
+        for dropped in [
+            &b"com.apple.quarantine"[..],
+            b"system.nfs4_acl",
+            b"system.posix_acl_accessx",
+            b"user.",
+            b"trusted.overlay.redirect",
+            b"user.overlay.opaque",
+        ] {
+            assert_eq!(xattrs.set(dropped, b"v"), Ok(Outcome::Dropped));
+        }
+        assert_eq!(xattrs.size(), 0);
+        assert!(xattrs.encode().is_empty());
+    }
+
+    #[test]
+    fn the_last_value_wins_and_sizes_agree() {
+        let mut xattrs = Xattrs::default();
+        assert_eq!(xattrs.set(b"user.a", b"first"), Ok(Outcome::Kept));
+        assert_eq!(xattrs.set(b"user.a", b"2"), Ok(Outcome::Kept));
+        assert_eq!(xattrs.set(b"security.capability", &[1; 20]), Ok(Outcome::Kept));
+        assert_eq!(xattrs.size(), 12 + 8 + 36);
+        assert_eq!(xattrs.encode().len(), xattrs.size());
+        assert_eq!(xattrs.encode()[12..20], [1, 1, 1, 0, b'a', b'2', 0, 0]);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let mut xattrs = Xattrs::default();
+        let long = [&b"user."[..], &[b'n'; 256]].concat();
+        assert!(xattrs.set(&long, b"").is_err());
+        assert!(xattrs.set(b"user.big", &[0; 65536]).is_err());
+        let fill = (0..5).map(|i| xattrs.set(format!("user.{i}").as_bytes(), &[0; 65535]));
+        assert!(fill.collect::<Vec<_>>().iter().any(Result::is_err));
+    }
+}
