@@ -11,4 +11,5 @@ pub mod devices;
 pub mod legacy;
 pub mod memory;
 pub mod persist;
+pub mod probe;
 pub mod virtio;
