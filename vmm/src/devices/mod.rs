@@ -8,7 +8,9 @@
 //! To write a new device, copy [`rng`]: it is the smallest. Its tests run on [`testing::Bench`], which also
 //! feeds any device hostile rings (`testing::survives_hostile_rings`).
 
+pub mod block;
 pub mod fs;
+pub mod net;
 pub mod rng;
 #[cfg(test)]
 pub mod testing;
