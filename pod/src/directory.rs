@@ -490,6 +490,17 @@ impl RunningPod {
         self.record(&Phase::Exited { finished, report: report.clone() })
     }
 
+    /// Opens the folder of the apps' logs.
+    ///
+    /// # Errors
+    /// [`DirectoryError::Io`].
+    pub fn open_logs(&self) -> Result<std::os::fd::OwnedFd, DirectoryError> {
+        use nix::fcntl::{OFlag, openat};
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        openat(self.pod.lock.as_fd(), "logs", flags, nix::sys::stat::Mode::empty())
+            .map_err(|errno| io_error(&self.pod.dir.logs())(errno.into()))
+    }
+
     /// Goes through the lock's own descriptor, for the process may have left the host's root by now.
     fn record(&self, phase: &Phase) -> Result<(), DirectoryError> {
         replace_json_at(self.pod.lock.as_fd(), "state.json", phase)

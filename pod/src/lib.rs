@@ -7,14 +7,22 @@
 //! | [`status`] | what is known of a pod and its apps while it runs and after |
 //! | [`protocol`] | what stage0 and stage1 say to the supervisor inside the walls, and hear from it |
 //! | [`stage1`] | what a stage1 must do |
+//! | [`runner`] | the pod's own process: the host's end of the primary connection |
+//! | [`client`] | requests to a running pod's supervisor |
+//! | [`console`] | the user's terminal, standard streams and signals |
+//! | [`timestamp`] | points in time as text |
 //! | [`exit`] | exit codes |
 
+pub mod client;
+pub mod console;
 pub mod directory;
 pub mod exit;
 pub mod manifest;
 pub mod protocol;
+pub mod runner;
 pub mod stage1;
 pub mod status;
+pub mod timestamp;
 
 pub use directory::{PodDir, PodsRoot};
 pub use manifest::{App, AppName, PodManifest, Volume, VolumeName};

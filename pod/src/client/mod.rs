@@ -1,0 +1,319 @@
+//! Requests to the supervisor of a running pod, from the pod's own process or any other.
+//!
+//! Each request has a connection of its own ([`crate::protocol`]). From outside, the connection is made to the pod's
+//! `supervisor.sock`, where it begins with one line each way: `CONNECT 1024` and `OK <number>`, the convention by which
+//! Firecracker reaches a guest's vsock ports through a Unix socket. Both stage1s keep to it.
+
+mod exec;
+
+use std::io::{self, Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use exec::{ExecStreams, exec};
+
+use crate::PodDir;
+use crate::manifest::AppName;
+use crate::protocol::{
+    Envelope, ExecSpec, FrameError, ProcessId, REQUEST_PORT, Request, Response, SignalTarget, StreamKind, read_frame,
+    write_frame,
+};
+use crate::status::{AppStats, AppStatus, ExitStatus};
+
+/// How long an answer that needs no waiting may take. A guest under an emulator or a loaded host is slow, not dead.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+/// Longest line of the handshake.
+const MAX_HANDSHAKE_BYTES: usize = 64;
+
+/// Why a request was not granted.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The supervisor's socket cannot be connected to.
+    #[error("the pod takes no requests ({0}); `podvm status` tells whether it runs")]
+    Unreachable(#[source] io::Error),
+    /// The supervisor accepted the request and then was silent.
+    #[error("the pod's supervisor does not answer; `podvm stop --force` ends the pod")]
+    Silent,
+    /// The conversation broke off.
+    #[error("the pod's supervisor cannot be understood")]
+    Frame(#[source] FrameError),
+    /// The answer fits another question.
+    #[error("the pod's supervisor gave an answer that does not fit the question")]
+    Unexpected,
+    /// The supervisor says no.
+    #[error("{message}")]
+    Refused {
+        /// Why, in the supervisor's words.
+        message: String,
+        /// The exit code a command that asked for this should have.
+        code: u8,
+    },
+}
+
+impl ClientError {
+    /// The exit code of a command that failed for this reason.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Refused { code, .. } => *code,
+            _ => crate::exit::PODVM_ERROR,
+        }
+    }
+}
+
+impl From<FrameError> for ClientError {
+    fn from(error: FrameError) -> Self {
+        match error {
+            FrameError::Io(error) if error.kind() == io::ErrorKind::WouldBlock => Self::Silent,
+            other => Self::Frame(other),
+        }
+    }
+}
+
+impl From<io::Error> for ClientError {
+    fn from(error: io::Error) -> Self {
+        FrameError::Io(error).into()
+    }
+}
+
+type Connect = dyn Fn() -> io::Result<UnixStream> + Send + Sync;
+
+/// A way to one pod's supervisor.
+#[derive(Clone)]
+pub struct SupervisorClient {
+    connect: Arc<Connect>,
+}
+
+impl std::fmt::Debug for SupervisorClient {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SupervisorClient")
+    }
+}
+
+impl SupervisorClient {
+    /// A client whose connections are made by this function, past any handshake.
+    pub fn new(connect: impl Fn() -> io::Result<UnixStream> + Send + Sync + 'static) -> Self {
+        Self { connect: Arc::new(connect) }
+    }
+
+    /// The client for a process that is not the pod's.
+    pub fn of_pod(dir: &PodDir) -> Self {
+        let socket = dir.supervisor_socket();
+        Self::new(move || connect_to_port(&socket, REQUEST_PORT))
+    }
+
+    /// The state of every app, with its main process if it was started.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn status(&self) -> Result<Vec<(AppStatus, Option<ProcessId>)>, ClientError> {
+        match self.ask(Request::Status)? {
+            Response::Status { apps, processes } if apps.len() == processes.len() => {
+                Ok(apps.into_iter().zip(processes).collect())
+            }
+            _ => Err(ClientError::Unexpected),
+        }
+    }
+
+    /// What every app uses.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn stats(&self) -> Result<Vec<(AppName, AppStats)>, ClientError> {
+        match self.ask(Request::Stats)? {
+            Response::Stats { apps } => Ok(apps),
+            _ => Err(ClientError::Unexpected),
+        }
+    }
+
+    /// Asks every app to end, and kills what is left after the grace period. Returns at once.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn stop(&self, grace: Duration) -> Result<(), ClientError> {
+        self.ask_done(Request::Stop { grace_ms: u64::try_from(grace.as_millis()).unwrap_or(u64::MAX) })
+    }
+
+    /// Sends a signal.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn signal(&self, target: SignalTarget, signal: i32) -> Result<(), ClientError> {
+        self.ask_done(Request::Signal { target, signal })
+    }
+
+    /// Sets the size of a process's terminal.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn resize(&self, process: ProcessId, size: crate::console::TerminalSize) -> Result<(), ClientError> {
+        self.ask_done(Request::Resize { process, rows: size.rows, columns: size.columns })
+    }
+
+    /// Makes another process in an app; it waits for [`Self::start`].
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn prepare(&self, spec: ExecSpec) -> Result<ProcessId, ClientError> {
+        match self.ask(Request::Exec(Box::new(spec)))? {
+            Response::Process { process } => Ok(process),
+            _ => Err(ClientError::Unexpected),
+        }
+    }
+
+    /// Lets a process that was made by [`Self::prepare`] go.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn start(&self, process: ProcessId) -> Result<(), ClientError> {
+        self.ask_done(Request::Start { process })
+    }
+
+    /// Waits for a process's end, however long it takes.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn wait(&self, process: ProcessId) -> Result<ExitStatus, ClientError> {
+        let mut connection = self.send(Request::Wait { process })?;
+        connection.set_read_timeout(None).map_err(ClientError::Unreachable)?;
+        match answer(&mut connection)? {
+            Response::Exited { status } => Ok(status),
+            _ => Err(ClientError::Unexpected),
+        }
+    }
+
+    /// Opens one of a process's streams: the connection then carries its bytes and nothing else.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn open_stream(&self, process: ProcessId, stream: StreamKind) -> Result<UnixStream, ClientError> {
+        let mut connection = self.send(Request::Stream { process, stream })?;
+        match answer(&mut connection)? {
+            Response::Stream => {
+                connection.set_read_timeout(None).map_err(ClientError::Unreachable)?;
+                connection.set_write_timeout(None).map_err(ClientError::Unreachable)?;
+                Ok(connection)
+            }
+            _ => Err(ClientError::Unexpected),
+        }
+    }
+
+    fn ask_done(&self, request: Request) -> Result<(), ClientError> {
+        match self.ask(request)? {
+            Response::Done => Ok(()),
+            _ => Err(ClientError::Unexpected),
+        }
+    }
+
+    fn ask(&self, request: Request) -> Result<Response, ClientError> {
+        answer(&mut self.send(request)?)
+    }
+
+    fn send(&self, request: Request) -> Result<UnixStream, ClientError> {
+        let mut connection = (self.connect)().map_err(ClientError::Unreachable)?;
+        connection.set_read_timeout(Some(ANSWER_TIMEOUT)).map_err(ClientError::Unreachable)?;
+        connection.set_write_timeout(Some(ANSWER_TIMEOUT)).map_err(ClientError::Unreachable)?;
+        write_frame(&mut connection, &Envelope::new(request))?;
+        Ok(connection)
+    }
+}
+
+/// Reads an answer; the supervisor's refusal is an error.
+fn answer(connection: &mut UnixStream) -> Result<Response, ClientError> {
+    match read_frame(connection)? {
+        Response::Error { message, code } => {
+            Err(ClientError::Refused { message: crate::console::printable(&message), code })
+        }
+        response => Ok(response),
+    }
+}
+
+/// Connects to a port behind a Unix socket. The socket's folder is opened first, so that its path may be of any length.
+fn connect_to_port(socket: &Path, port: u32) -> io::Result<UnixStream> {
+    let invalid = || io::Error::from(io::ErrorKind::InvalidInput);
+    let folder = std::fs::File::open(socket.parent().ok_or_else(invalid)?)?;
+    let name = socket.file_name().ok_or_else(invalid)?;
+    let short = PathBuf::from(format!("/proc/self/fd/{}", folder.as_raw_fd())).join(name);
+    let mut connection = UnixStream::connect(short)?;
+    connection.set_read_timeout(Some(ANSWER_TIMEOUT))?;
+    connection.set_write_timeout(Some(ANSWER_TIMEOUT))?;
+    connection.write_all(format!("CONNECT {port}\n").as_bytes())?;
+    let line = read_line(&mut connection)?;
+    if line.starts_with(b"OK ") { Ok(connection) } else { Err(io::ErrorKind::ConnectionRefused.into()) }
+}
+
+/// Reads up to the first newline and not a byte further: what follows belongs to the frames.
+fn read_line(connection: &mut UnixStream) -> io::Result<Vec<u8>> {
+    let mut line = Vec::new();
+    let mut byte = [0];
+    while line.len() < MAX_HANDSHAKE_BYTES {
+        match connection.read(&mut byte) {
+            Ok(0) => return Err(io::ErrorKind::ConnectionRefused.into()),
+            Ok(_) if byte[0] == b'\n' => return Ok(line),
+            Ok(_) => line.push(byte[0]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Err(io::ErrorKind::InvalidData.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    fn serve_one(listener: UnixListener, reply: &'static str, response: Response) -> std::thread::JoinHandle<Request> {
+        std::thread::spawn(move || {
+            let (mut connection, _) = listener.accept().unwrap();
+            assert_eq!(read_line(&mut connection).unwrap(), b"CONNECT 1024");
+            connection.write_all(reply.as_bytes()).unwrap();
+            let envelope: Envelope = read_frame(&mut connection).unwrap();
+            write_frame(&mut connection, &response).unwrap();
+            envelope.request
+        })
+    }
+
+    /// A socket whose path is longer than an address can hold.
+    fn deep_socket() -> (tempfile::TempDir, PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let deep = folder.path().join("a".repeat(80)).join("b".repeat(80));
+        std::fs::create_dir_all(&deep).unwrap();
+        (folder, deep.join("supervisor.sock"))
+    }
+
+    fn listen(socket: &Path) -> UnixListener {
+        let folder = std::fs::File::open(socket.parent().unwrap()).unwrap();
+        UnixListener::bind(format!("/proc/self/fd/{}/supervisor.sock", folder.as_raw_fd())).unwrap()
+    }
+
+    #[test]
+    fn a_request_goes_through_the_handshake_at_any_path_length() {
+        let (_folder, socket) = deep_socket();
+        let server = serve_one(listen(&socket), "OK 1073741824\n", Response::Done);
+        let client = SupervisorClient::new(move || connect_to_port(&socket, REQUEST_PORT));
+        client.stop(Duration::from_secs(3)).unwrap();
+        assert_eq!(server.join().unwrap(), Request::Stop { grace_ms: 3_000 });
+    }
+
+    #[test]
+    fn a_refusal_keeps_its_exit_code_and_loses_its_control_characters() {
+        let (_folder, socket) = deep_socket();
+        let refusal = Response::Error { message: "no \u{1b}[31mway".into(), code: 127 };
+        let _server = serve_one(listen(&socket), "OK 1\n", refusal);
+        let client = SupervisorClient::new(move || connect_to_port(&socket, REQUEST_PORT));
+        let error = client.stats().unwrap_err();
+        assert_eq!(error.exit_code(), 127);
+        assert!(!error.to_string().contains('\u{1b}'), "{error}");
+    }
+
+    #[test]
+    fn a_pod_without_a_socket_is_unreachable() {
+        let (_folder, socket) = deep_socket();
+        let client = SupervisorClient::new(move || connect_to_port(&socket, REQUEST_PORT));
+        assert!(matches!(client.status(), Err(ClientError::Unreachable(_))));
+    }
+}
