@@ -65,13 +65,13 @@ pub fn set_up() -> Result<(BootPlan, Vec<String>), BootError> {
     mount_at("devtmpfs", "/dev", "devtmpfs", MsFlags::MS_NOSUID, "mode=755")?;
     mount_at("proc", "/proc", "proc", MsFlags::empty(), "")?;
     mount_at("sysfs", "/sys", "sysfs", MsFlags::empty(), "")?;
-    for module in &plan.first_modules {
-        load(module)?;
-    }
     let later = plan.later_modules.clone();
     let loader = std::thread::spawn(move || -> Vec<String> {
         later.iter().filter_map(|module| load(module).err()).map(|error| error.to_string()).collect()
     });
+    for module in &plan.first_modules {
+        load(module)?;
+    }
     match &plan.flavour {
         FlavourPlan::Fast { modules, release } => mount_fast_root(modules, release)?,
         FlavourPlan::Full => mount_full_root()?,
@@ -86,6 +86,7 @@ pub fn set_up() -> Result<(BootPlan, Vec<String>), BootError> {
     move_mount(".", "/")?;
     step("change the root", nix::unistd::chroot("."))?;
     step("enter the root", std::env::set_current_dir("/"))?;
+    step("start the other CPUs", start_cpus())?;
     if let FlavourPlan::Fast { .. } = plan.flavour {
         finish_fast(&plan.hostname, &mut warnings)?;
     }
@@ -174,6 +175,18 @@ fn mount_full_root() -> Result<(), BootError> {
 fn make_sticky(path: &str) -> io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
     fs::set_permissions(path, fs::Permissions::from_mode(0o1777))
+}
+
+/// Starts all CPUs but the first. The kernel is told to leave them alone (`maxcpus=1`), because emulated CPUs that
+/// wait for each other while code is patched and modules are loaded make a boot twice as dear.
+fn start_cpus() -> io::Result<()> {
+    for entry in fs::read_dir("/sys/devices/system/cpu")? {
+        let switch = entry?.path().join("online");
+        if switch.exists() && fs::read_to_string(&switch)?.trim() == "0" {
+            fs::write(&switch, "1")?;
+        }
+    }
+    Ok(())
 }
 
 /// What systemd would do on a real host.

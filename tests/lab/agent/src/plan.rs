@@ -22,7 +22,7 @@ pub struct BootPlan {
     pub hostname: String,
     /// Module files in the initramfs without which nothing can be mounted, in the order of loading.
     pub first_modules: Vec<PathBuf>,
-    /// Module files in the initramfs that are loaded beside the mounting, in the order of loading.
+    /// Module files in the initramfs that are loaded at the same time as those, in the order of loading.
     pub later_modules: Vec<PathBuf>,
 }
 
