@@ -5,6 +5,8 @@
 //! device must be reset by its driver.
 
 use std::io;
+use std::num::Wrapping;
+use std::sync::atomic::{Ordering, fence};
 
 use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
@@ -50,6 +52,8 @@ pub struct Virtqueue {
     memory: SharedMemory,
     interrupt: Arc<Interrupt>,
     kick: Arc<EventFd>,
+    /// The used ring's index when the driver was last considered for an interrupt.
+    notified: Wrapping<u16>,
 }
 
 impl Virtqueue {
@@ -67,7 +71,8 @@ impl Virtqueue {
         if queue.ready() && !queue.is_valid(&*memory) {
             return Err(QueueError::Ring(virtio_queue::Error::QueueNotReady));
         }
-        Ok(Self { queue, memory, interrupt, kick })
+        let notified = Wrapping(queue.next_used());
+        Ok(Self { queue, memory, interrupt, kick, notified })
     }
 
     /// Whether the driver set this queue up. An unready queue pops nothing.
@@ -110,6 +115,25 @@ impl Virtqueue {
         Ok(self.queue.add_used(&*self.memory, head, written)?)
     }
 
+    /// Gives several chains back so that the driver sees all of them or none: one packet in many buffers.
+    ///
+    /// # Errors
+    /// [`QueueError::Ring`] if the used ring cannot be written.
+    pub fn add_used_together(&mut self, used: &[(u16, u32)]) -> Result<(), QueueError> {
+        let Some((&(last_head, last_written), others)) = used.split_last() else { return Ok(()) };
+        let size = self.queue.size();
+        for &(head, written) in others {
+            // Ring elements are two little-endian words behind the flags and the index (section 2.7.8).
+            let slot = u64::from(self.queue.next_used() % size);
+            let element = [u32::from(head).to_le(), written.to_le()];
+            let address = GuestAddress(self.queue.used_ring() + 4 + 8 * slot);
+            self.memory.write_obj(element, address).map_err(virtio_queue::Error::GuestMemory)?;
+            // The index in memory follows with the last element.
+            self.queue.set_next_used(self.queue.next_used().wrapping_add(1));
+        }
+        self.add_used(last_head, last_written)
+    }
+
     /// Interrupts the driver if it wants to know of the chains given back since the last call.
     ///
     /// # Errors
@@ -122,14 +146,24 @@ impl Virtqueue {
     }
 
     fn wants_interrupt(&mut self) -> Result<bool, QueueError> {
-        let needed = self.queue.needs_notification(&*self.memory)?;
-        if self.queue.event_idx_enabled() {
-            return Ok(needed);
+        // What was given back is in memory before the driver's wish is read.
+        fence(Ordering::SeqCst);
+        let now = Wrapping(self.queue.next_used());
+        let before = std::mem::replace(&mut self.notified, now);
+        if now == before {
+            return Ok(false);
         }
-        // Without the event index the available ring's flags decide, which virtio-queue does not read.
-        let flags: u16 =
-            self.memory.read_obj(GuestAddress(self.queue.avail_ring())).map_err(virtio_queue::Error::GuestMemory)?;
-        Ok(u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0)
+        let ring = self.queue.avail_ring();
+        let wish = if self.queue.event_idx_enabled() { 4 + 2 * u64::from(self.queue.size()) } else { 0 };
+        let wish: u16 =
+            self.memory.read_obj(GuestAddress(ring + wish)).map_err(virtio_queue::Error::GuestMemory)?;
+        let wish = u16::from_le(wish);
+        if self.queue.event_idx_enabled() {
+            // Section 2.7.7.2: whether the wished-for index lies among those given back since. virtio-queue's own
+            // count of them does not know of `add_used_together`.
+            return Ok(now - Wrapping(wish) - Wrapping(1) < now - before);
+        }
+        Ok(u32::from(wish) & VRING_AVAIL_F_NO_INTERRUPT == 0)
     }
 
     /// Asks the driver not to kick while the device is busy with the queue anyway.

@@ -104,8 +104,10 @@ impl Mux {
             self.end(index, watches);
             self.close(index, watches);
         }
-        let fresh = Self { guest_cid: self.guest_cid, ..Self::new(0, self.first_token, self.next_local_port) };
-        *self = fresh;
+        self.slots.clear();
+        self.free.clear();
+        self.clients.clear();
+        self.resets.clear();
     }
 
     /// Whether packets of the guest can be taken: there is room for the resets they may cause.
