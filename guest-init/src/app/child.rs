@@ -1,0 +1,221 @@
+//! What the new process does, from the clone to the program: the steps in order.
+
+use std::convert::Infallible;
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::path::Path;
+
+use podvm_pod::exit::PODVM_ERROR;
+use podvm_pod::manifest::App;
+use rustix::mount::{MountPropagationFlags, mount_change};
+use rustix::process::{Gid, Uid};
+
+use super::program::Program;
+use super::terminal::{Terminal, take_control};
+use super::user::User;
+use super::{Job, LaunchError, Pod, control, etc, privileges, root, system, volume};
+use crate::seccomp::{self, Filter};
+use crate::step::{Step, StepError};
+use crate::sys::process;
+
+/// The process's ends of its pipes; with a terminal it has none.
+#[derive(Debug, Default)]
+pub struct Pipes {
+    /// Standard input; `/dev/null` when none.
+    pub stdin: Option<OwnedFd>,
+    /// Standard output.
+    pub stdout: Option<OwnedFd>,
+    /// Standard error.
+    pub stderr: Option<OwnedFd>,
+}
+
+/// Everything the new process was given.
+#[derive(Debug)]
+pub struct Child<'a> {
+    /// The pod.
+    pub pod: &'a Pod,
+    /// Which of its apps.
+    pub index: usize,
+    /// What for.
+    pub job: &'a Job,
+    /// The app's main process, when another joins it.
+    pub target: Option<BorrowedFd<'a>>,
+    /// The socket to the supervisor.
+    pub control: OwnedFd,
+    /// Its pipes.
+    pub pipes: Pipes,
+}
+
+/// A process that only waits for the word to go.
+struct Ready {
+    user: User,
+    program: Program,
+    filter: Option<Filter>,
+    terminal: Option<Terminal>,
+    streams: [OwnedFd; 3],
+}
+
+/// Runs the process to its program or its end.
+///
+/// # Safety
+/// To be called in a process just cloned from a single-threaded one: it closes every descriptor it does not need, whoever
+/// owns it.
+pub unsafe fn run(child: Child<'_>) -> ! {
+    let control = child.control.as_raw_fd();
+    std::panic::set_hook(Box::new(move |panic| {
+        // SAFETY: the descriptor stays open as long as the process lives.
+        let control = unsafe { BorrowedFd::borrow_raw(control) };
+        control::report_failure(control, &format!("the supervisor's new process failed: {panic}"), PODVM_ERROR);
+        // SAFETY: ends the process without running anything of the supervisor's.
+        unsafe { libc::_exit(PODVM_ERROR.into()) }
+    }));
+    // SAFETY: the caller promises that nobody owns the others in this process.
+    let closed = unsafe { process::close_all_but(&child.descriptors()) };
+    let closed = closed.step(|| "close the supervisor's files").map_err(|error| Some(error.into()));
+    let code = match closed.and_then(|()| child.go()) {
+        Err(Some(error)) => {
+            let name = &child.pod.spec.apps[child.index].app.name;
+            control::report_failure(child.control.as_fd(), &format!("app {name}: {error}"), error.code());
+            error.code()
+        }
+        Err(None) => PODVM_ERROR,
+    };
+    // SAFETY: ends the process without running anything of the supervisor's.
+    unsafe { libc::_exit(code.into()) }
+}
+
+impl Child<'_> {
+    fn descriptors(&self) -> Vec<RawFd> {
+        let pipes = [&self.pipes.stdin, &self.pipes.stdout, &self.pipes.stderr];
+        let mut keep: Vec<RawFd> = pipes.into_iter().flatten().map(AsRawFd::as_raw_fd).collect();
+        keep.push(self.control.as_raw_fd());
+        keep.extend(self.target.map(|target| target.as_raw_fd()));
+        // The standard error takes notes until it is the app's.
+        keep.push(libc::STDERR_FILENO);
+        keep
+    }
+
+    fn app(&self) -> &App {
+        &self.pod.spec.apps[self.index].app
+    }
+
+    /// Returns an error to report, or none when the supervisor is gone and nobody is left to hear it.
+    fn go(&self) -> Result<Infallible, Option<LaunchError>> {
+        let ready = self.prepare()?;
+        let terminal = ready.terminal.as_ref().map(|terminal| terminal.outer.as_fd());
+        control::report_prepared(self.control.as_fd(), terminal).map_err(|_| None)?;
+        if !control::wait_for_go(self.control.as_fd()) {
+            return Err(None);
+        }
+        Ok(self.execute(ready)?)
+    }
+
+    fn prepare(&self) -> Result<Ready, LaunchError> {
+        process::reset_signals();
+        nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
+        match self.target {
+            None => self.build_walls()?,
+            Some(target) => {
+                // Nobody in the app may look into this process, or trace it, before it is one of theirs.
+                process::set_process_option(libc::PR_SET_DUMPABLE, 0).step(|| "hide from the app")?;
+                let kinds = libc::CLONE_NEWNS | if self.pod.cgroups { libc::CLONE_NEWCGROUP } else { 0 };
+                process::join_namespaces(target, kinds).step(|| "join the app's namespaces")?;
+            }
+        }
+        let app = self.app();
+        let (words, user, more, terminal) = match self.job {
+            Job::Main => (&app.exec, &app.user, &app.environment[..0], app.terminal),
+            Job::Exec(spec) => {
+                (&spec.exec, spec.user.as_ref().unwrap_or(&app.user), &spec.environment[..], spec.terminal)
+            }
+        };
+        let user = User::find_here(user, &app.supplementary_gids)?;
+        let variables: Vec<_> = app.environment.iter().chain(more).collect();
+        let program = Program::new(words, &variables, &user, terminal)?;
+        for limit in &app.isolators.rlimits {
+            privileges::resource(&limit.name)?;
+        }
+        let filter = seccomp::filter(&app.isolators.seccomp, &app.isolators.capabilities)?;
+        let terminal = if terminal { Some(self.open_terminal()?) } else { None };
+        let streams = self.streams(terminal.as_ref(), &user).step(|| "set up the standard streams")?;
+        Ok(Ready { user, program, filter, terminal, streams })
+    }
+
+    /// Builds the app's own walls and enters them.
+    fn build_walls(&self) -> Result<(), StepError> {
+        let (pod, app) = (self.pod, self.app());
+        mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
+            .step(|| "keep the app's mounts to itself")?;
+        if pod.cgroups {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWCGROUP).step(|| "make a cgroup namespace")?;
+        }
+        let root = root::assemble(pod, self.index)?;
+        system::mount(&root, &pod.places.shm(), pod.cgroups)?;
+        volume::mount_all(&root, pod, self.index)?;
+        etc::mount(&root, &pod.places.app(&app.name).join("etc"), &pod.spec, app.read_only_root)?;
+        let directory = &app.working_directory;
+        root.directory(directory).step(|| format!("make the working directory {}", directory.display()))?;
+        system::conceal(&root)?;
+        root::restrict_root(&root, pod, self.index)?;
+        root::enter(&root)
+    }
+
+    fn open_terminal(&self) -> Result<Terminal, StepError> {
+        let terminal = Terminal::open_here().step(|| "open a terminal in the app's /dev/pts")?;
+        if self.target.is_none() {
+            terminal.show_as_console().step(|| "show the terminal as /dev/console")?;
+        }
+        Ok(terminal)
+    }
+
+    /// The three standard streams, owned by the user, so that a program may open them again by `/dev/stdout`.
+    fn streams(&self, terminal: Option<&Terminal>, user: &User) -> std::io::Result<[OwnedFd; 3]> {
+        let uid = Some(Uid::from_raw(user.uid));
+        if let Some(Terminal { inner, .. }) = terminal {
+            rustix::fs::fchown(inner, uid, None)?;
+            return Ok([inner.try_clone()?, inner.try_clone()?, inner.try_clone()?]);
+        }
+        let stream = |pipe: &Option<OwnedFd>| match pipe {
+            Some(pipe) => {
+                rustix::fs::fchown(pipe, uid, Some(Gid::from_raw(user.gid)))?;
+                pipe.try_clone()
+            }
+            None => Ok(File::options().read(true).write(true).open("/dev/null")?.into()),
+        };
+        Ok([stream(&self.pipes.stdin)?, stream(&self.pipes.stdout)?, stream(&self.pipes.stderr)?])
+    }
+
+    /// Gives up what the app may not have and executes the program. Returns only on errors.
+    fn execute(&self, ready: Ready) -> Result<Infallible, LaunchError> {
+        let Ready { user, program, filter, terminal, streams } = ready;
+        let app = self.app();
+        privileges::set_limits(&app.isolators)?;
+        nix::unistd::setsid().step(|| "lead a session")?;
+        if terminal.is_some() {
+            take_control(streams[0].as_fd()).step(|| "take control of the terminal")?;
+        }
+        let directory = match self.job {
+            Job::Exec(spec) => spec.working_directory.as_deref().unwrap_or(&app.working_directory),
+            Job::Main => &app.working_directory,
+        };
+        // As root first: the way there may be closed to the user. Only where root is nobody, as on a network's filesystem,
+        // is it the user's turn.
+        let entered = nix::unistd::chdir(directory);
+        privileges::become_user(&user, &app.isolators)?;
+        entered.or_else(|_| nix::unistd::chdir(directory)).step(|| enter_what(directory))?;
+        let file = program.find()?;
+        let [stdin, stdout, stderr] = streams;
+        nix::unistd::dup2_stdin(stdin).step(|| "set the standard input")?;
+        nix::unistd::dup2_stdout(stdout).step(|| "set the standard output")?;
+        nix::unistd::dup2_stderr(stderr).step(|| "set the standard error")?;
+        process::close_on_exec_from(3).step(|| "keep the supervisor's files from the program")?;
+        if let Some(filter) = filter {
+            process::install_seccomp_filter(filter.program()).step(|| "install the filter of system calls")?;
+        }
+        Err(program.execute(&file))
+    }
+}
+
+fn enter_what(directory: &Path) -> String {
+    format!("enter the working directory {}", directory.display())
+}

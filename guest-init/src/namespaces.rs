@@ -1,0 +1,69 @@
+//! The walls of namespaces, from inside: the stage1 has made them all and set up the network; layers, writable layers and
+//! volumes are directories that are there already.
+
+use std::path::{Path, PathBuf};
+
+use podvm_pod::protocol::NetworkSpec;
+
+use crate::step::{Step, StepError};
+use crate::sys::mount::{Detached, MountAttrFlags};
+use crate::walls::{Source, Walls};
+
+/// Where a pod's cgroup is mounted by convention.
+const CGROUP_ROOT: &str = "/sys/fs/cgroup";
+
+/// The walls of namespaces.
+#[derive(Debug)]
+pub struct Namespaces {
+    scratch: PathBuf,
+    cgroup_root: Option<PathBuf>,
+}
+
+impl Namespaces {
+    /// Takes the namespaces the calling process is in, which must be the pod's own; mounts the scratch directory at the empty
+    /// directory `scratch`.
+    ///
+    /// # Errors
+    /// When the mount namespace cannot be changed.
+    pub fn enter(scratch: &Path) -> Result<Self, StepError> {
+        use rustix::mount::{MountPropagationFlags, mount_change};
+        mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)
+            .step(|| "keep the pod's mounts to itself")?;
+        let attributes = MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOSUID;
+        Detached::new("tmpfs", &[("size", Some("16m")), ("mode", Some("0700"))], attributes)
+            .and_then(|mount| mount.attach_at(scratch))
+            .step(|| format!("mount a tmpfs at {}", scratch.display()))?;
+        let cgroup_root = Path::new(CGROUP_ROOT);
+        let cgroup_root = cgroup_root.join("cgroup.controllers").exists().then(|| cgroup_root.to_owned());
+        Ok(Self { scratch: scratch.into(), cgroup_root })
+    }
+}
+
+impl Walls for Namespaces {
+    fn scratch(&self) -> &Path {
+        &self.scratch
+    }
+
+    fn cgroup_root(&self) -> Option<&Path> {
+        self.cgroup_root.as_deref()
+    }
+
+    fn configure_network(&mut self, network: &NetworkSpec) -> Result<(), StepError> {
+        match network.interfaces.first() {
+            None => Ok(()),
+            Some(interface) => Err(StepError::because(
+                format!("configure {}", interface.name),
+                "behind namespaces the interfaces are the stage1's to configure",
+            )),
+        }
+    }
+
+    fn mount(&mut self, source: Source<'_>, at: &Path) -> Result<(), StepError> {
+        Err(StepError::because(
+            format!("mount {source:?} at {}", at.display()),
+            "behind namespaces only directories can be used; the stage1 mounts devices at the host",
+        ))
+    }
+
+    fn leave(&mut self) {}
+}

@@ -1,0 +1,308 @@
+//! The pod's life: all apps are prepared, then all are started; the first that fails stops the others; when all have ended
+//! the pod has.
+
+use std::time::{Duration, Instant};
+
+use podvm_pod::exit::PODVM_ERROR;
+use podvm_pod::manifest::AppName;
+use podvm_pod::protocol::{Event, PodSpec, ProcessId};
+use podvm_pod::status::{AppState, AppStats, AppStatus, PodReport};
+
+use super::process::State;
+use super::{Phase, STOP_GRACE, Supervisor, SupervisorError};
+use crate::app::launch::launch;
+use crate::app::{Job, Pod};
+use crate::cgroup::{AppCgroup, Cgroups};
+use crate::places::Places;
+use crate::step::{Step, note};
+use crate::walls::Walls;
+
+/// An app of the pod.
+#[derive(Debug)]
+pub struct RunningApp {
+    /// Its name.
+    pub name: AppName,
+    /// Where it is in its life.
+    pub state: AppState,
+    /// Its main process.
+    pub process: Option<ProcessId>,
+    /// Its cgroup.
+    pub cgroup: Option<AppCgroup>,
+    stop_signal: i32,
+}
+
+impl RunningApp {
+    fn status(&self) -> AppStatus {
+        AppStatus { name: self.name.clone(), state: self.state.clone() }
+    }
+
+    fn is_over(&self) -> bool {
+        self.state.exit_code().is_some()
+    }
+}
+
+/// The pod.
+#[derive(Debug)]
+pub struct RunningPod {
+    /// What processes are launched with.
+    pub launched_with: Pod,
+    /// Its apps, in the manifest's order.
+    pub apps: Vec<RunningApp>,
+    /// Whether apps were let go.
+    released: bool,
+    /// Whether [`Event::Ready`] was sent.
+    ready: bool,
+    /// The first app that failed.
+    failed: Option<usize>,
+    stopping: bool,
+    kill_at: Option<Instant>,
+}
+
+impl RunningPod {
+    /// When the apps that are left are killed.
+    pub fn kill_at(&self) -> Option<Instant> {
+        self.kill_at
+    }
+
+    /// The app of that name, by index.
+    pub fn app(&self, name: &AppName) -> Option<usize> {
+        self.apps.iter().position(|app| &app.name == name)
+    }
+
+    /// The state of every app.
+    pub fn statuses(&self) -> Vec<AppStatus> {
+        self.apps.iter().map(RunningApp::status).collect()
+    }
+
+    /// What every app uses.
+    pub fn stats(&self) -> Vec<(AppName, AppStats)> {
+        let stats = |app: &RunningApp| app.cgroup.as_ref().map(AppCgroup::stats).unwrap_or_default();
+        self.apps.iter().map(|app| (app.name.clone(), stats(app))).collect()
+    }
+
+    /// How the pod ended.
+    pub fn report(&self) -> PodReport {
+        let failed = self.failed.map(|index| &self.apps[index]);
+        PodReport {
+            code: failed.and_then(|app| app.state.exit_code()).unwrap_or(0),
+            failed_app: failed.map(|app| app.name.clone()),
+            error: None,
+            apps: self.statuses(),
+        }
+    }
+
+    /// Unmounts, syncs, and removes the apps' cgroups.
+    pub fn clean_up(&mut self) {
+        self.launched_with.places.unmount();
+        for app in &mut self.apps {
+            if let Some(Err(error)) = app.cgroup.take().map(|cgroup| cgroup.remove()) {
+                note(format_args!("app {}: its cgroup cannot be removed: {error}", app.name));
+            }
+        }
+    }
+}
+
+impl<W: Walls> Supervisor<W> {
+    /// Sets the pod up and has its apps prepare themselves.
+    pub(super) fn start(&mut self, spec: PodSpec) -> Result<(), SupervisorError> {
+        if !matches!(self.phase, Phase::Idle) {
+            return Err(SupervisorError::SecondPod);
+        }
+        self.phase = Phase::Running;
+        nix::unistd::sethostname(&spec.hostname).step(|| format!("set the hostname {:?}", spec.hostname))?;
+        self.walls.configure_network(&spec.network)?;
+        let places = Places::prepare(&mut self.walls, &spec)?;
+        let cgroups = self.open_cgroups();
+        let mut apps = Vec::new();
+        for app in spec.apps.iter().map(|app| &app.app) {
+            let cgroup = match &cgroups {
+                Some(cgroups) => {
+                    let (cgroup, missed) = cgroups.make(&app.name, &app.isolators)?;
+                    missed.iter().for_each(note);
+                    Some(cgroup)
+                }
+                None => None,
+            };
+            let (name, stop_signal) = (app.name.clone(), app.stop_signal);
+            apps.push(RunningApp { name, state: AppState::Waiting, process: None, cgroup, stop_signal });
+        }
+        let launched_with = Pod { spec, places, cgroups: cgroups.is_some() };
+        let (released, ready, failed, stopping, kill_at) = (false, false, None, false, None);
+        self.pod = Some(RunningPod { launched_with, apps, released, ready, failed, stopping, kill_at });
+        self.launch_apps();
+        Ok(())
+    }
+
+    fn open_cgroups(&self) -> Option<Cgroups> {
+        let opened = self.walls.cgroup_root().map(Cgroups::open);
+        match opened {
+            Some(Ok(cgroups)) => Some(cgroups),
+            Some(Err(error)) => {
+                note(format_args!("apps run without limits and statistics: {error}"));
+                None
+            }
+            None => {
+                note("apps run without limits and statistics: there is no cgroup2 here");
+                None
+            }
+        }
+    }
+
+    fn launch_apps(&mut self) {
+        let Some(pod) = &mut self.pod else { return };
+        let mut changed = Vec::new();
+        for (index, app) in pod.apps.iter_mut().enumerate() {
+            // SAFETY: the supervisor is a single thread.
+            match unsafe { launch(&pod.launched_with, index, &Job::Main, None, app.cgroup.as_ref()) } {
+                Ok(launched) => app.process = Some(self.processes.add(index, true, launched)),
+                Err(error) => changed.push((index, AppState::Failed { message: error.to_string(), code: PODVM_ERROR })),
+            }
+        }
+        changed.into_iter().for_each(|(index, state)| self.app_changed(index, state));
+    }
+
+    /// A process's state has changed: its app's may have, and some client may wait for it.
+    pub(super) fn process_changed(&mut self, id: ProcessId) {
+        let Some(process) = self.processes.get(id) else { return };
+        if process.main {
+            let (index, state) = (process.app, process.state.clone());
+            let pid = process.pid();
+            let Some(pod) = &self.pod else { return };
+            let app = &pod.apps[index];
+            let next = match state {
+                State::SettingUp | State::Prepared | State::Starting => AppState::Waiting,
+                State::Running => AppState::Running { pid },
+                State::Ended(status) => {
+                    let oom_killed = app.cgroup.as_ref().is_some_and(|cgroup| cgroup.oom_kills() > 0);
+                    AppState::Exited { status, oom_killed }
+                }
+                State::Failed { message, code } => AppState::Failed { message, code },
+            };
+            if next != app.state && !app.is_over() {
+                self.app_changed(index, next);
+            }
+        }
+        self.answer_waiting();
+    }
+
+    fn app_changed(&mut self, index: usize, state: AppState) {
+        let Some(pod) = &mut self.pod else { return };
+        let app = &mut pod.apps[index];
+        app.state = state;
+        let (status, code) = (app.status(), app.state.exit_code());
+        let stop_now = match (&app.state, pod.stopping) {
+            // It was not there yet to be asked.
+            (AppState::Running { .. }, true) => Some(app.stop_signal),
+            _ => None,
+        };
+        let process = app.process;
+        if code.is_some_and(|code| code != 0) {
+            pod.failed.get_or_insert(index);
+        }
+        self.tell(&Event::App(status));
+        if let (Some(signal), Some(process)) = (stop_now, process.and_then(|id| self.processes.get(id))) {
+            let _ = process.signal(signal);
+        }
+        if code.is_some_and(|code| code != 0) {
+            self.stop(STOP_GRACE);
+        }
+    }
+
+    /// Takes the pod a step further when all its apps are as far.
+    pub(super) fn advance_pod(&mut self) {
+        if !matches!(self.phase, Phase::Running) {
+            return;
+        }
+        let Some(pod) = &self.pod else {
+            // It could not be set up.
+            return self.finish();
+        };
+        let states: Vec<Option<State>> = pod
+            .apps
+            .iter()
+            .map(|app| app.process.and_then(|id| self.processes.get(id)).map(|process| process.state.clone()))
+            .collect();
+        let all = |wanted: fn(&State) -> bool| states.iter().all(|state| state.as_ref().is_some_and(wanted));
+        if !pod.released && !pod.stopping && all(|state| *state == State::Prepared) {
+            self.release();
+        } else if pod.released && !pod.ready && all(|state| matches!(state, State::Running | State::Ended(_))) {
+            if let Some(pod) = &mut self.pod {
+                pod.ready = true;
+            }
+            self.tell(&Event::Ready);
+        }
+        self.check_end();
+    }
+
+    fn check_end(&mut self) {
+        let Some(pod) = &self.pod else { return };
+        let reaped = |app: &RunningApp| {
+            app.process.and_then(|id| self.processes.get(id)).is_none_or(|process| process.is_reaped())
+        };
+        if pod.apps.iter().all(|app| app.is_over() && reaped(app)) {
+            self.finish();
+        }
+    }
+
+    fn release(&mut self) {
+        let Some(pod) = &mut self.pod else { return };
+        pod.released = true;
+        let prepared: Vec<(AppName, ProcessId)> =
+            pod.apps.iter().filter_map(|app| Some((app.name.clone(), app.process?))).collect();
+        for (app, process) in &prepared {
+            self.tell(&Event::Prepared { app: app.clone(), process: *process });
+        }
+        for (_, id) in prepared {
+            if let Some(process) = self.processes.get_mut(id) {
+                process.go();
+            }
+        }
+    }
+
+    /// Asks every app to stop, and kills after `grace` what is left then. A second call can only shorten the grace.
+    pub(super) fn stop(&mut self, grace: Duration) {
+        let kill_at = Instant::now().checked_add(grace);
+        let Some(pod) = &mut self.pod else {
+            if matches!(self.phase, Phase::Idle) {
+                self.finish();
+            }
+            return;
+        };
+        if let Some(kill_at) = kill_at {
+            pod.kill_at = Some(pod.kill_at.map_or(kill_at, |earlier| earlier.min(kill_at)));
+        }
+        if std::mem::replace(&mut pod.stopping, true) {
+            return;
+        }
+        for app in &pod.apps {
+            let Some(process) = app.process.and_then(|id| self.processes.get(id)) else { continue };
+            match process.state {
+                State::SettingUp | State::Prepared => process.kill(),
+                // Asked as soon as it runs.
+                State::Starting => {}
+                State::Running => {
+                    if let Err(error) = process.signal(app.stop_signal) {
+                        note(format_args!("app {}: signal {} cannot be sent: {error}", app.name, app.stop_signal));
+                    }
+                }
+                State::Ended(_) | State::Failed { .. } => {}
+            }
+        }
+    }
+
+    /// Kills whatever runs.
+    pub(super) fn kill_apps(&mut self) {
+        let Some(pod) = &mut self.pod else { return };
+        pod.stopping = true;
+        pod.kill_at = None;
+        for app in pod.apps.iter().filter(|app| !app.is_over()) {
+            if let Some(cgroup) = &app.cgroup {
+                // Without cgroup.kill the main process's end takes its PID namespace along.
+                let _ = cgroup.kill();
+            }
+            if let Some(process) = app.process.and_then(|id| self.processes.get(id)) {
+                process.kill();
+            }
+        }
+    }
+}

@@ -1,0 +1,318 @@
+//! The processes the supervisor started: where each is in its life, and its streams.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+use podvm_pod::exit::PODVM_ERROR;
+use podvm_pod::protocol::{ProcessId, StreamKind};
+use podvm_pod::status::ExitStatus;
+use rustix::event::PollFlags;
+
+use super::framed::Framed;
+use super::link::{Link, Progress, Stream, drain};
+use crate::app::control::{self, Report};
+use crate::app::launch::Launched;
+use crate::sys::socket::set_nonblocking;
+
+/// Most processes beside the apps' own that exist at a time.
+pub const MAX_EXECS: usize = 128;
+/// Most ended processes that are remembered, so that a client that is late can still ask how they ended.
+const MAX_REMEMBERED: usize = 64;
+/// How long an exec'd process waits to be started.
+const START_WITHIN: Duration = Duration::from_secs(30);
+
+/// Where a process is in its life.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum State {
+    /// It builds or enters its walls.
+    SettingUp,
+    /// It waits for the word to go.
+    Prepared,
+    /// It has the word, and gives up its privileges.
+    Starting,
+    /// Its program runs.
+    Running,
+    /// It ended.
+    Ended(ExitStatus),
+    /// Its program never ran.
+    Failed {
+        /// Why.
+        message: String,
+        /// The exit code this counts as.
+        code: u8,
+    },
+}
+
+/// A process.
+#[derive(Debug)]
+pub struct Process {
+    /// The app it is in, by index.
+    pub app: usize,
+    /// Whether it is the app's main process.
+    pub main: bool,
+    /// Where it is in its life.
+    pub state: State,
+    pid: Pid,
+    pidfd: OwnedFd,
+    control: Option<OwnedFd>,
+    streams: Vec<(StreamKind, Stream)>,
+    terminal: Option<OwnedFd>,
+    start_by: Option<Instant>,
+    reaped: bool,
+}
+
+impl Process {
+    fn new(app: usize, main: bool, launched: Launched) -> Self {
+        let Launched { pid, pidfd, control, pipes } = launched;
+        let pipes =
+            [(StreamKind::Stdin, pipes.stdin), (StreamKind::Stdout, pipes.stdout), (StreamKind::Stderr, pipes.stderr)];
+        let streams = pipes.into_iter().filter_map(|(kind, pipe)| Some((kind, Stream::Waiting(pipe?)))).collect();
+        let start_by = (!main).then(|| Instant::now() + START_WITHIN);
+        let control = Some(control);
+        Self {
+            app,
+            main,
+            state: State::SettingUp,
+            pid,
+            pidfd,
+            control,
+            streams,
+            terminal: None,
+            start_by,
+            reaped: false,
+        }
+    }
+
+    /// Its number, as the supervisor sees it.
+    pub fn pid(&self) -> i32 {
+        self.pid.as_raw()
+    }
+
+    /// A handle on it.
+    pub fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+
+    /// The socket it reports over, while its program does not run.
+    pub fn control(&self) -> Option<BorrowedFd<'_>> {
+        self.control.as_ref().map(AsFd::as_fd)
+    }
+
+    /// When it must have been started.
+    pub fn start_by(&self) -> Option<Instant> {
+        self.start_by.filter(|_| self.state == State::Prepared)
+    }
+
+    /// Whether its life is over.
+    pub fn is_over(&self) -> bool {
+        matches!(self.state, State::Ended(_) | State::Failed { .. })
+    }
+
+    /// Whether it was reaped: nothing of it is left.
+    pub fn is_reaped(&self) -> bool {
+        self.reaped
+    }
+
+    /// Takes its reports; true when its state has changed.
+    pub fn hear(&mut self) -> bool {
+        let before = self.state.clone();
+        while let Some(control) = &self.control {
+            let Some(report) = control::next_report(control.as_fd()) else { break };
+            match report {
+                Report::Prepared(terminal) => {
+                    self.state = State::Prepared;
+                    if let Some(outer) = terminal {
+                        self.add_terminal(outer);
+                    }
+                }
+                Report::Failed { message, code } => self.state = State::Failed { message, code },
+                Report::Closed => {
+                    self.control = None;
+                    match self.state {
+                        State::Starting => self.state = State::Running,
+                        State::SettingUp | State::Prepared => self.fail("ended before its program was started"),
+                        State::Running | State::Ended(_) | State::Failed { .. } => {}
+                    }
+                }
+            }
+        }
+        self.state != before
+    }
+
+    fn fail(&mut self, message: &str) {
+        self.state = State::Failed { message: message.into(), code: PODVM_ERROR };
+    }
+
+    fn add_terminal(&mut self, outer: OwnedFd) {
+        let set_up = || {
+            set_nonblocking(outer.as_fd(), true)?;
+            outer.try_clone()
+        };
+        match set_up() {
+            Ok(copy) => {
+                self.terminal = Some(copy);
+                self.streams.push((StreamKind::Terminal, Stream::Waiting(outer)));
+            }
+            Err(error) => self.fail(&format!("its terminal cannot be used: {error}")),
+        }
+    }
+
+    /// Gives a prepared process the word to go.
+    pub fn go(&mut self) {
+        if let (State::Prepared, Some(control)) = (&self.state, &self.control) {
+            // A process that is gone reports so by the end of its socket.
+            let _ = control::go(control.as_fd());
+            self.state = State::Starting;
+        }
+    }
+
+    /// Sends a signal; nothing happens when the process has ended.
+    pub fn signal(&self, signal: i32) -> nix::Result<()> {
+        if self.reaped {
+            return Ok(());
+        }
+        // SAFETY: takes two integers; the number is still the process's, since only the supervisor reaps it.
+        let result = unsafe { libc::kill(self.pid.as_raw(), signal) };
+        nix::errno::Errno::result(result).map(drop)
+    }
+
+    /// Ends the process at once, and with an app's main process everything in the app.
+    pub fn kill(&self) {
+        // Only a process that has ended can refuse.
+        let _ = self.signal(Signal::SIGKILL as i32);
+    }
+
+    /// The process was reaped.
+    pub fn ended(&mut self, status: ExitStatus) {
+        self.reaped = true;
+        self.hear();
+        if !matches!(self.state, State::Failed { .. }) {
+            self.state = State::Ended(status);
+        }
+    }
+
+    /// The outer end of its terminal.
+    pub fn terminal(&self) -> Option<BorrowedFd<'_>> {
+        self.terminal.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Whether it has a stream of this kind that nobody has opened yet; else why not, as a sentence.
+    pub fn check_stream(&self, kind: StreamKind) -> Result<usize, String> {
+        let found = self.streams.iter().position(|(other, _)| *other == kind);
+        match found.map(|slot| (slot, &self.streams[slot].1)) {
+            Some((slot, Stream::Waiting(_))) => Ok(slot),
+            Some(_) => Err(format!("{} was opened before; each stream can be opened once", name(kind))),
+            None => Err(format!("this process has no {}", name(kind))),
+        }
+    }
+
+    /// Ties a stream, found by [`Self::check_stream`], to a client.
+    pub fn attach(&mut self, slot: usize, client: Framed) {
+        let (kind, stream) = &mut self.streams[slot];
+        if let Stream::Waiting(process) = std::mem::replace(stream, Stream::Ended) {
+            let (client, inward, outward) = client.into_parts();
+            *stream = Stream::Linked(Link::new(*kind, process, client, inward, outward));
+        }
+    }
+
+    /// What to poll its streams for: the stream's place, and whether the client's end of it.
+    pub fn stream_interests(&self) -> impl Iterator<Item = (usize, bool, BorrowedFd<'_>, PollFlags)> {
+        self.streams.iter().enumerate().flat_map(|(slot, (_, stream))| {
+            let (client, process) = match stream {
+                Stream::Linked(link) => (link.client_interest(), link.process_interest()),
+                Stream::Draining(process) => (None, Some((process.as_fd(), PollFlags::IN))),
+                Stream::Waiting(_) | Stream::Ended => (None, None),
+            };
+            let client = client.map(|(fd, flags)| (slot, true, fd, flags));
+            client.into_iter().chain(process.map(|(fd, flags)| (slot, false, fd, flags)))
+        })
+    }
+
+    /// Moves a stream on after poll(2) has reported one of its ends.
+    pub fn serve_stream(&mut self, slot: usize, client: PollFlags, process: PollFlags) {
+        let stream = &mut self.streams[slot].1;
+        match stream {
+            Stream::Linked(link) => match link.advance(client, process) {
+                Progress::Going => {}
+                Progress::Over => *stream = Stream::Ended,
+                Progress::Abandoned => {
+                    if let Stream::Linked(link) = std::mem::replace(stream, Stream::Ended) {
+                        *stream = link.into_source().map_or(Stream::Ended, Stream::Draining);
+                    }
+                }
+            },
+            Stream::Draining(process) => {
+                if !drain(process.as_fd()) {
+                    *stream = Stream::Ended;
+                }
+            }
+            Stream::Waiting(_) | Stream::Ended => {}
+        }
+    }
+}
+
+fn name(kind: StreamKind) -> &'static str {
+    match kind {
+        StreamKind::Stdin => "standard input",
+        StreamKind::Stdout => "standard output",
+        StreamKind::Stderr => "standard error",
+        StreamKind::Terminal => "terminal",
+    }
+}
+
+/// All processes by their names.
+#[derive(Debug, Default)]
+pub struct Processes {
+    table: BTreeMap<ProcessId, Process>,
+    last: u32,
+}
+
+impl Processes {
+    /// Takes a process that was just made.
+    pub fn add(&mut self, app: usize, main: bool, launched: Launched) -> ProcessId {
+        self.last += 1;
+        let id = ProcessId(self.last);
+        self.table.insert(id, Process::new(app, main, launched));
+        id
+    }
+
+    /// The process of that name.
+    pub fn get(&self, id: ProcessId) -> Option<&Process> {
+        self.table.get(&id)
+    }
+
+    /// The process of that name.
+    pub fn get_mut(&mut self, id: ProcessId) -> Option<&mut Process> {
+        self.table.get_mut(&id)
+    }
+
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = (ProcessId, &Process)> {
+        self.table.iter().map(|(id, process)| (*id, process))
+    }
+
+    /// Whether another exec'd process may be made.
+    pub fn has_room(&self) -> bool {
+        self.table.values().filter(|process| !process.main && !process.is_over()).count() < MAX_EXECS
+    }
+
+    /// The process whose number was just reaped.
+    pub fn by_pid(&mut self, pid: Pid) -> Option<(ProcessId, &mut Process)> {
+        self.table
+            .iter_mut()
+            .find(|(_, process)| process.pid == pid && !process.reaped)
+            .map(|(id, process)| (*id, process))
+    }
+
+    /// Forgets the exec'd processes that ended longest ago, beyond those that are remembered.
+    pub fn forget_old(&mut self) {
+        let over: Vec<ProcessId> =
+            self.iter().filter(|(_, process)| !process.main && process.reaped).map(|(id, _)| id).collect();
+        for id in over.iter().take(over.len().saturating_sub(MAX_REMEMBERED)) {
+            self.table.remove(id);
+        }
+    }
+}

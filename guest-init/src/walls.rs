@@ -1,0 +1,52 @@
+//! What differs between the walls of a VM and those of namespaces, as the supervisor sees it from inside.
+
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use podvm_pod::protocol::NetworkSpec;
+
+use crate::step::StepError;
+
+/// The two ends the supervisor talks through.
+#[derive(Debug)]
+pub struct Connections {
+    /// The primary connection, open.
+    pub primary: OwnedFd,
+    /// A listening socket for request connections.
+    pub listener: OwnedFd,
+}
+
+/// What is mounted before apps start.
+#[derive(Debug, Clone, Copy)]
+pub enum Source<'a> {
+    /// A block device with an EROFS filesystem.
+    Erofs(&'a Path),
+    /// A block device with an ext4 filesystem.
+    Ext4(&'a Path),
+    /// A virtio-fs device by its tag.
+    VirtioFs(&'a str),
+}
+
+/// The walls around the supervisor.
+pub trait Walls {
+    /// An empty directory in memory that is the supervisor's own and seen by no app.
+    fn scratch(&self) -> &Path;
+
+    /// Where the pod's cgroup is to be found, if there may be one.
+    fn cgroup_root(&self) -> Option<&Path>;
+
+    /// Sets the network up as the pod is to see it.
+    ///
+    /// # Errors
+    /// What could not be set.
+    fn configure_network(&mut self, network: &NetworkSpec) -> Result<(), StepError>;
+
+    /// Mounts something only these walls have, at a directory that exists.
+    ///
+    /// # Errors
+    /// What could not be mounted, or that these walls have no such thing.
+    fn mount(&mut self, source: Source<'_>, at: &Path) -> Result<(), StepError>;
+
+    /// The end: nothing is left to do but to leave. In a VM this powers off and does not return.
+    fn leave(&mut self);
+}
