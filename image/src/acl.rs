@@ -39,6 +39,12 @@ pub fn from_text(text: &[u8]) -> Option<Vec<u8>> {
     Some(value)
 }
 
+/// Whether an ACL in xattr form says no more than the mode does: its owner, group and others.
+pub fn is_minimal(value: &[u8]) -> bool {
+    let tags = value.get(4..).unwrap_or_default().chunks_exact(8).map(|entry| u16::from_le_bytes([entry[0], entry[1]]));
+    tags.eq([USER_OBJ, GROUP_OBJ, OTHER])
+}
+
 /// One entry, `tag:qualifier:permissions[:id]`, as tag, permissions and id.
 fn parse_entry(entry: &str) -> Option<(u16, u16, u32)> {
     let mut fields = entry.split(':').map(str::trim);

@@ -20,7 +20,7 @@ mod tree;
 mod xattr;
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
 
 pub use error::{BuildError, EntryError};
 pub use limits::{Limits, MAX_FILE, MAX_NAME, MAX_PATH, MAX_SYMLINK};
@@ -49,14 +49,15 @@ pub struct Built {
 /// `tails` is an empty file for scratch data. The stream is read to its end, also behind the
 /// archive's end marker. Nothing is synced; on an error `image` holds garbage.
 pub fn build(tar: impl Read, image: &File, tails: &File, limits: &Limits) -> Result<Built, BuildError> {
-    let mut reader = TarReader::new(Streamed::new(tar.take(limits.stream_bytes)));
+    let mut reader =
+        TarReader::new(Streamed::new(Bounded { inner: tar, limit: limits.stream_bytes, left: limits.stream_bytes }));
     let mut layer = layer::Layer::new(image, tails, *limits);
     while let Some(entry) = reader.next_entry()? {
         layer.apply(entry, &mut reader)?;
     }
     let offset = reader.offset();
     let mut rest = reader.into_input().into_inner();
-    std::io::copy(&mut rest, &mut std::io::sink()).map_err(|source| crate::tar::TarError::Io { offset, source })?;
+    io::copy(&mut rest, &mut io::sink()).map_err(|source| crate::tar::TarError::Io { offset, source })?;
     let implied_directories = layer.tree.implied();
     let dropped_attributes = layer.dropped_attributes;
     let finished = image::finish(layer, tails)?;
@@ -67,4 +68,22 @@ pub fn build(tar: impl Read, image: &File, tails: &File, limits: &Limits) -> Res
         implied_directories,
         dropped_attributes,
     })
+}
+
+/// A stream that may not be longer than so many bytes: the guard against what unpacks without end.
+struct Bounded<R> {
+    inner: R,
+    limit: u64,
+    left: u64,
+}
+
+impl<R: Read> Read for Bounded<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(buffer)?;
+        self.left = self
+            .left
+            .checked_sub(n as u64)
+            .ok_or_else(|| io::Error::other(format!("the layer unpacks to more than {} bytes", self.limit)))?;
+        Ok(n)
+    }
 }

@@ -5,6 +5,8 @@
 //! names as the bytes they are. What it does not know it refuses, because a file that is
 //! silently left out of a root is worse than a message.
 
+#[cfg(test)]
+pub(crate) mod builder;
 mod header;
 mod input;
 mod pax;
@@ -14,6 +16,8 @@ mod sparse;
 use std::io;
 
 pub(crate) use input::{Seekable, Streamed, TarInput};
+#[cfg(test)]
+pub(crate) use pax::parse_time;
 pub(crate) use reader::TarReader;
 pub use sparse::Segment;
 

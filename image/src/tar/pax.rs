@@ -91,8 +91,10 @@ impl Pax {
 
     fn acl(&mut self, name: &[u8], text: &[u8]) -> Result<(), &'static str> {
         match acl::from_text(text) {
-            Some(value) if !value.is_empty() => self.set_xattr(name, &value),
-            Some(_) => Ok(()),
+            // One that only repeats the mode is not kept as an attribute by the kernel either.
+            Some(value) if name.ends_with(b"access") && acl::is_minimal(&value) => Ok(()),
+            Some(value) if value.is_empty() => Ok(()),
+            Some(value) => self.set_xattr(name, &value),
             None => {
                 self.unknown_attributes += 1;
                 Ok(())
