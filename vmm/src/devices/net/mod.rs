@@ -139,7 +139,7 @@ impl Net {
                 // The driver's next buffers kick. If they came just now, they are looked at soon.
                 return if queue.enable_kicks()? { Ok(queue.kick_self()?) } else { Ok(()) };
             }
-            match self.tap.read(window.iovecs()) {
+            match window.read(&self.tap) {
                 Ok(Moved::Bytes(length)) if length >= HEADER_BYTES => window.deliver(length, queue)?,
                 // A tap gives no frame without its header.
                 Ok(Moved::Bytes(_) | Moved::NotNow) => {

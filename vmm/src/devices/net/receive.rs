@@ -5,8 +5,10 @@
 //! goes back to the queue.
 
 use std::collections::VecDeque;
+use std::io;
 
 use super::HEADER_BYTES;
+use super::tap::{Moved, Tap};
 use crate::devices::DeviceError;
 use crate::virtio::chain::DescriptorChain;
 use crate::virtio::queue::Virtqueue;
@@ -21,6 +23,7 @@ pub(super) struct Window {
     /// Iovecs before this one belong to used chains.
     first_iovec: usize,
     length: usize,
+    /// Room that the largest frame needs.
     needed: usize,
     mergeable: bool,
 }
@@ -57,16 +60,21 @@ impl Window {
         Ok(true)
     }
 
-    /// The memory to read a frame into.
-    pub fn iovecs(&self) -> &[libc::iovec] {
-        &self.iovecs[self.first_iovec..]
+    /// Reads one frame into the window. A frame that is larger than it seems one byte longer than the window, as
+    /// far as the kernel takes that many buffers.
+    pub fn read(&mut self, tap: &Tap) -> io::Result<Moved> {
+        let mut spill = [0_u8];
+        let spill = libc::iovec { iov_base: spill.as_mut_ptr().cast(), iov_len: spill.len() };
+        self.iovecs.push(spill);
+        let moved = tap.read(&self.iovecs[self.first_iovec..]);
+        self.iovecs.pop();
+        moved
     }
 
     /// A frame of `length` bytes, header and all, was read: gives the chains it lies in to the driver. A frame
     /// that did not fit is dropped.
     pub fn deliver(&mut self, length: usize, queue: &mut Virtqueue) -> Result<(), DeviceError> {
-        // A window that is full to the brim holds only the beginning of a larger frame.
-        if length == self.length && length != self.needed {
+        if length > self.length {
             return Ok(());
         }
         let mut used = Vec::new();
@@ -78,7 +86,7 @@ impl Window {
             left -= written;
             self.length -= held.length;
             self.first_iovec += held.iovec_count;
-            // A chain is at most as long as the largest frame here, so the cast loses nothing.
+            // No frame is anywhere near 4 GiB, so the cast loses nothing.
             used.push((held.chain.head(), written as u32));
             first.get_or_insert(held.chain);
         }
