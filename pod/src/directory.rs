@@ -157,6 +157,11 @@ impl PodsRoot {
         self.root.join("pods")
     }
 
+    /// The folder of the pods' address leases.
+    pub fn leases(&self) -> PathBuf {
+        self.root.join("leases")
+    }
+
     /// Writes down a new pod, whole and locked by this process.
     ///
     /// # Errors

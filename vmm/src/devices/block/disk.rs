@@ -9,7 +9,7 @@ use super::SECTOR_BYTES;
 use crate::virtio::chain::Buffers;
 
 /// Most bytes written at once where the host's filesystem cannot make zeroes itself.
-const ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
 
 /// Why files do not make a disk.
 #[derive(Debug, thiserror::Error)]
@@ -198,7 +198,7 @@ fn read_file(file: &File, offset: u64, buffers: Buffers<'_>) -> io::Result<()> {
 /// Calls `transfer` until all buffers are moved.
 fn move_all(mut buffers: Buffers<'_>, offset: u64, transfer: impl Fn(&[libc::iovec], i64) -> isize) -> io::Result<()> {
     let mut at = offset;
-    while buffers.len() > 0 {
+    while !buffers.is_empty() {
         match transfer(&buffers.iovecs(), at as i64) {
             // The file has become shorter than the disk.
             0 => return Err(io::ErrorKind::UnexpectedEof.into()),

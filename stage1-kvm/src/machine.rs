@@ -1,0 +1,214 @@
+//! The pod's machine: its memory, its CPUs, and a device for each thing that apps see.
+//!
+//! The order of the block devices is what [`crate::spec`] tells the supervisor: layers first, then the writable disk.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use podvm_net::PodNetwork;
+use podvm_pod::directory::RunningPod;
+use podvm_pod::protocol::PRIMARY_PORT;
+use podvm_vmm::boot::{BootError, BootFile};
+use podvm_vmm::devices::block::{Block, Disk, DiskError, Extent};
+use podvm_vmm::devices::fs::{DirectoryError, Fs, FsError, SharedDirectory};
+use podvm_vmm::devices::net::{Net, NetConfig, NetError};
+use podvm_vmm::devices::rng::Rng;
+use podvm_vmm::devices::vsock::{Vsock, VsockConfig, VsockConnector};
+use podvm_vmm::machine::{ConsoleSink, VmConfig};
+
+use crate::writable::{self, WritableError};
+use crate::{KvmStage1, gpt, spec};
+
+/// The guest's vsock address. Each VM has a vsock of its own, so they can all have the same.
+const GUEST_CID: u32 = 3;
+/// Most CPUs a pod gets.
+const MAX_CPUS: u32 = 64;
+/// Most bytes of the guest's console that are kept.
+const MAX_CONSOLE_BYTES: u64 = 1 << 20;
+
+/// Why a pod's machine cannot be put together.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// Kernel or initramfs.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// The writable disk.
+    #[error(transparent)]
+    Writable(#[from] WritableError),
+    /// A layer's blob is not there or cannot be read.
+    #[error("the image's layer {path} cannot be opened: {source}; import the image again", path = .path.display())]
+    Layer {
+        /// The blob.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The pod's apps have more layers than a disk has partitions.
+    #[error("the pod's images have {0} layers; a VM takes at most {most}", most = gpt::MAX_PARTITIONS)]
+    TooManyLayers(usize),
+    /// A disk.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// A volume's directory.
+    #[error("volume {volume}: {source}")]
+    Volume {
+        /// Its name.
+        volume: String,
+        /// Why.
+        source: DirectoryError,
+    },
+    /// A volume's server.
+    #[error("volume {volume}: {source}")]
+    Fs {
+        /// Its name.
+        volume: String,
+        /// Why.
+        source: FsError,
+    },
+    /// The tap.
+    #[error(transparent)]
+    Tap(#[from] podvm_net::TapError),
+    /// The network card.
+    #[error(transparent)]
+    Net(#[from] NetError),
+    /// The supervisor's socket, or the files of the pod's directory.
+    #[error("{path}: {source}", path = .path.display())]
+    Io {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Descriptors ran out.
+    #[error("no more descriptors for the VM's devices ({0}); raise the limit of open files (ulimit -n)")]
+    Descriptors(#[from] io::Error),
+}
+
+/// A machine to be built, and the ends of the host's conversations with its supervisor.
+pub(crate) struct Machine {
+    pub config: VmConfig,
+    pub connector: VsockConnector,
+    pub primary: UnixStream,
+}
+
+impl Machine {
+    /// Opens all that the pod's machine is made of.
+    pub fn of_pod(stage1: &KvmStage1, pod: &RunningPod, network: &PodNetwork) -> Result<Self, MachineError> {
+        let manifest = pod.manifest();
+        let mut config = VmConfig::new(BootFile::kernel(&stage1.kernel)?, manifest.resources.memory.bytes());
+        config.boot.initramfs = Some(BootFile::initramfs(&stage1.initramfs)?);
+        config.vcpus = manifest.resources.cpus.clamp(1, MAX_CPUS) as u8;
+        config.console = Some(console(&pod.dir().path().join("console.log"))?);
+
+        config.add_device(Block::new(layers(&spec::distinct_layers(manifest))?, "layers"))?;
+        let writable = pod.dir().path().join("writable.img");
+        let writable = writable::create(&writable, manifest.resources.disk, &stage1.root.join("templates"))?;
+        config.add_device(Block::new(Disk::writable(writable)?, "writable"))?;
+        if let Some(card) = card(network)? {
+            config.add_device(card)?;
+        }
+        let (vsock, connector, primary) = vsock(&pod.dir().supervisor_socket())?;
+        config.add_device(vsock)?;
+        config.add_device(Rng::new())?;
+        for (name, source, read_only) in spec::shared_directories(manifest) {
+            config.add_device(share(name, source, read_only)?)?;
+        }
+        Ok(Self { config, connector, primary })
+    }
+}
+
+/// The layers' disk.
+fn layers(blobs: &[&Path]) -> Result<Disk, MachineError> {
+    if blobs.len() > gpt::MAX_PARTITIONS {
+        return Err(MachineError::TooManyLayers(blobs.len()));
+    }
+    let open = |path: &&Path| {
+        let layer = |source| MachineError::Layer { path: path.to_path_buf(), source };
+        let file = File::open(path).map_err(layer)?;
+        let size = file.metadata().map_err(layer)?.len();
+        Ok((file, size))
+    };
+    let (files, sizes): (Vec<_>, Vec<_>) =
+        blobs.iter().map(open).collect::<Result<Vec<_>, MachineError>>()?.into_iter().unzip();
+    let table = gpt::lay_out(&sizes);
+    let mut extents = vec![Extent::bytes(0, table.head)];
+    for (file, offset) in files.into_iter().zip(table.offsets) {
+        extents.push(Extent::file(offset, file)?);
+    }
+    extents.push(Extent::bytes(table.tail_offset, table.tail));
+    Ok(Disk::read_only(extents)?)
+}
+
+fn card(network: &PodNetwork) -> Result<Option<Net>, MachineError> {
+    let Some((tap, interface)) = network.attach_tap()?.zip(network.interface()) else { return Ok(None) };
+    let mtu = u16::try_from(interface.mtu).ok();
+    Ok(Some(Net::new(NetConfig { tap: tap.file, mac: interface.mac, mtu })?))
+}
+
+/// The sockets device, a way to connect through it from this process, and this process's end of the primary connection.
+fn vsock(socket: &Path) -> Result<(Vsock, VsockConnector, UnixStream), MachineError> {
+    let failed = |source| MachineError::Io { path: socket.into(), source };
+    let listener = UnixListener::bind(socket).map_err(failed)?;
+    let (primary, guest_end) = UnixStream::pair()?;
+    let host_ports = vec![(PRIMARY_PORT, guest_end)];
+    let vsock = Vsock::new(VsockConfig { guest_cid: GUEST_CID, listener: Some(listener), host_ports })?;
+    let connector = vsock.connector();
+    Ok((vsock, connector, primary))
+}
+
+fn share(name: &str, source: &Path, read_only: bool) -> Result<Fs, MachineError> {
+    let root = SharedDirectory::open(source, read_only)
+        .map_err(|source| MachineError::Volume { volume: name.into(), source })?;
+    Fs::new(name, root).map_err(|source| MachineError::Fs { volume: name.into(), source })
+}
+
+/// Keeps what the guest's kernel says, but not without bound.
+fn console(path: &Path) -> Result<ConsoleSink, MachineError> {
+    let file = OpenOptions::new().append(true).create(true).mode(0o600).open(path);
+    let file = file.map_err(|source| MachineError::Io { path: path.into(), source })?;
+    Ok(ConsoleSink(Box::new(Bounded { file, left: MAX_CONSOLE_BYTES })))
+}
+
+/// A file that swallows what comes after its first bytes.
+struct Bounded {
+    file: File,
+    left: u64,
+}
+
+impl Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let kept = bytes.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
+        if kept > 0 {
+            self.file.write_all(&bytes[..kept])?;
+            self.left -= kept as u64;
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_layer_is_named_with_the_cure() {
+        let error = layers(&[Path::new("/no/such.erofs")]).unwrap_err().to_string();
+        assert!(error.contains("/no/such.erofs") && error.contains("import the image again"), "{error}");
+    }
+
+    #[test]
+    fn the_console_is_kept_up_to_a_limit() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let mut bounded = Bounded { file: file.reopen().unwrap(), left: 5 };
+        bounded.write_all(b"abc").unwrap();
+        bounded.write_all(b"defg").unwrap();
+        assert_eq!(std::fs::read(file.path()).unwrap(), b"abcde");
+    }
+}
