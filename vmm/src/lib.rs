@@ -9,7 +9,10 @@
 pub mod boot;
 pub mod devices;
 pub mod legacy;
+pub mod machine;
 pub mod memory;
 pub mod persist;
 pub mod probe;
+pub mod sandbox;
+pub mod vcpu;
 pub mod virtio;

@@ -80,17 +80,22 @@ impl From<(&'static str, kvm_ioctls::Error)> for ProbeError {
 /// # Errors
 /// [`ProbeError`]: the reason, and the cure.
 pub fn probe() -> Result<(), ProbeError> {
-    let kvm = open(KVM_DEVICE)?;
-    let version = kvm.get_api_version();
-    if version != KVM_API_VERSION as i32 {
-        return Err(ProbeError::ApiVersion(version));
-    }
+    let kvm = open_kvm()?;
     if let Some((_, name)) = NEEDED.iter().find(|(cap, _)| !kvm.check_extension(*cap)) {
         return Err(ProbeError::Lacks(name));
     }
     let (_vm, mut vcpu, memory) = build(&kvm)?;
     run(&mut vcpu)?;
     verify(&memory)
+}
+
+/// Opens KVM and checks its version, as the probe and every machine do.
+pub(crate) fn open_kvm() -> Result<Kvm, ProbeError> {
+    let kvm = open(KVM_DEVICE)?;
+    match kvm.get_api_version() {
+        version if version == KVM_API_VERSION as i32 => Ok(kvm),
+        version => Err(ProbeError::ApiVersion(version)),
+    }
 }
 
 fn open(path: &str) -> Result<Kvm, ProbeError> {

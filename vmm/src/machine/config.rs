@@ -1,0 +1,95 @@
+//! What a machine is made of.
+
+use std::fmt;
+use std::io;
+
+use crate::boot::{BootFile, BootSource};
+use crate::devices::worker::{DeviceLink, DeviceWorker};
+use crate::devices::{DeviceError, VirtioDevice};
+use crate::legacy::console::Sink;
+use crate::sandbox::Sandbox;
+
+/// Kernel arguments that fit this machine: the serial console is quiet but for panics, a panic or a reboot
+/// resets at once through the keyboard controller, and nothing is probed for that is not there.
+pub const BASE_COMMAND_LINE: &str = "console=ttyS0 quiet reboot=k panic=-1 noreplace-smp \
+    8250.nr_uarts=1 i8042.noaux i8042.nomux i8042.dumbkbd random.trust_cpu=on";
+
+/// A machine to be built.
+#[derive(Debug)]
+pub struct VmConfig {
+    /// Size of guest memory in bytes; whole pages.
+    pub memory_bytes: u64,
+    /// Number of CPUs, 1 to [`crate::boot::mptable::MAX_VCPUS`].
+    pub vcpus: u8,
+    /// Kernel, initramfs, command line. The machine appends its devices to the command line.
+    pub boot: BootSource,
+    /// The devices; the guest finds them in this order (`/dev/vda` is the first block device).
+    pub devices: Vec<Device>,
+    /// Where console output also goes; it is kept for messages in any case.
+    pub console: Option<ConsoleSink>,
+    /// Whether the machine's threads are confined.
+    pub sandbox: Sandbox,
+}
+
+impl VmConfig {
+    /// A machine with one CPU and no devices, with [`BASE_COMMAND_LINE`].
+    pub fn new(kernel: BootFile, memory_bytes: u64) -> Self {
+        Self {
+            memory_bytes,
+            vcpus: 1,
+            boot: BootSource { kernel, initramfs: None, command_line: BASE_COMMAND_LINE.to_owned() },
+            devices: Vec::new(),
+            console: None,
+            sandbox: Sandbox::On,
+        }
+    }
+
+    /// Adds a device.
+    ///
+    /// # Errors
+    /// The host's error, if it has no more file descriptors.
+    pub fn add_device<D: VirtioDevice>(&mut self, device: D) -> io::Result<()> {
+        self.devices.push(Device::new(device)?);
+        Ok(())
+    }
+
+    /// Appends arguments to the kernel's command line.
+    pub fn append_command_line(&mut self, arguments: &str) {
+        if !arguments.is_empty() {
+            self.boot.command_line.push(' ');
+            self.boot.command_line.push_str(arguments);
+        }
+    }
+}
+
+/// A writer for console output.
+pub struct ConsoleSink(pub Sink);
+
+impl fmt::Debug for ConsoleSink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ConsoleSink")
+    }
+}
+
+/// A device of any type, in its worker, ready for its thread.
+pub struct Device {
+    pub(super) run: Box<dyn FnOnce() -> Result<(), DeviceError> + Send>,
+    pub(super) link: DeviceLink,
+}
+
+impl Device {
+    /// Wraps a device.
+    ///
+    /// # Errors
+    /// The host's error, if it has no more file descriptors.
+    pub fn new<D: VirtioDevice>(device: D) -> io::Result<Self> {
+        let (worker, link) = DeviceWorker::new(device)?;
+        Ok(Self { run: Box::new(move || worker.run()), link })
+    }
+}
+
+impl fmt::Debug for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Device").field(&self.link.kind).finish()
+    }
+}

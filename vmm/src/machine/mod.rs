@@ -1,0 +1,268 @@
+//! A machine, from its parts to its end.
+//!
+//! [`Vm::build`] acquires everything that needs privileges (KVM, memory, files). Then the caller gives up its
+//! own. [`Vm::start`] starts one thread per vCPU and per device, each confined to its kind's profile, and
+//! gives a [`RunningVm`] to wait for.
+
+pub mod bus;
+pub mod config;
+pub mod running;
+pub mod state;
+
+use std::io;
+use std::sync::Arc;
+
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
+use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
+use vm_memory::{GuestMemory as _, GuestMemoryError, GuestMemoryRegion, MemoryRegionAddress};
+use vmm_sys_util::eventfd::EventFd;
+
+use self::bus::Bus;
+pub use self::config::{ConsoleSink, Device, VmConfig};
+pub use self::running::{RunningVm, VmHandle, VmStats};
+use crate::boot::{self, BootError, Entry, mptable};
+use crate::devices::DeviceError;
+use crate::devices::worker::DeviceLink;
+use crate::legacy::console::{ConsoleLog, ConsoleWriter};
+use crate::legacy::serial::{self, SerialPort};
+use crate::memory::{self, GuestMemory, MemoryError, SharedMemory};
+use crate::probe::{self, ProbeError};
+use crate::sandbox::{Sandbox, SandboxError};
+use crate::vcpu::cpuid::{self, CpuidHost};
+use crate::vcpu::{ExitCounts, Vcpu, VcpuHandle, registers};
+use crate::virtio::mmio::{self, MmioTransport};
+
+/// Interrupt line of the first virtio device; the IOAPIC has lines up to 23.
+pub const FIRST_DEVICE_IRQ: u32 = 5;
+
+/// Most devices: one interrupt line each.
+pub const MAX_DEVICES: usize = mptable::IOAPIC_PINS as usize - FIRST_DEVICE_IRQ as usize;
+
+/// Three pages that KVM needs on Intel CPUs, within the device hole.
+const TSS_ADDRESS: usize = 0xfffb_d000;
+
+/// Why a machine could not be built or started.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// KVM cannot be used.
+    #[error(transparent)]
+    Kvm(#[from] ProbeError),
+    /// KVM refused a step.
+    #[error("KVM refused {what}")]
+    Refused {
+        /// The step.
+        what: &'static str,
+        /// KVM's error.
+        #[source]
+        source: io::Error,
+    },
+    /// Guest memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The boot files or the command line.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// Boot structures could not be written or guest memory found.
+    #[error("guest memory is too small for the boot structures")]
+    Structures(#[from] GuestMemoryError),
+    /// Too many CPUs, or none.
+    #[error("{given} CPUs cannot be had; choose 1 to {most}")]
+    Vcpus {
+        /// The number asked for.
+        given: u8,
+        /// Most that KVM and the machine support.
+        most: usize,
+    },
+    /// Too many devices.
+    #[error("{given} devices are too many; a machine has at most {MAX_DEVICES}")]
+    TooManyDevices {
+        /// The number asked for.
+        given: usize,
+    },
+    /// The host has no more eventfds.
+    #[error("no event descriptor can be made; raise the limit of open files")]
+    Event(#[source] io::Error),
+    /// A thread cannot be started.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
+}
+
+/// Turns a KVM error into a named one.
+fn refused(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> BuildError {
+    move |error| BuildError::Refused { what, source: io::Error::from_raw_os_error(error.errno()) }
+}
+
+type DeviceBody = Box<dyn FnOnce() -> Result<(), DeviceError> + Send>;
+
+/// A machine that has everything it needs, and has not run yet.
+pub struct Vm {
+    fd: VmFd,
+    memory: SharedMemory,
+    vcpus: Vec<(Vcpu, VcpuHandle)>,
+    devices: Vec<(String, crate::devices::DeviceKind, DeviceBody)>,
+    bus: Arc<Bus>,
+    counts: Arc<ExitCounts>,
+    console: ConsoleLog,
+    sandbox: Sandbox,
+}
+
+impl Vm {
+    /// Acquires and sets up everything.
+    ///
+    /// # Errors
+    /// [`BuildError`]; nothing stays behind.
+    pub fn build(config: VmConfig) -> Result<Self, BuildError> {
+        let kvm = probe::open_kvm()?;
+        check_limits(&kvm, &config)?;
+        let fd = kvm.create_vm().map_err(refused("a virtual machine"))?;
+        let memory = memory::map_ram(config.memory_bytes)?;
+        register_memory(&fd, &memory)?;
+        fd.set_tss_address(TSS_ADDRESS).map_err(refused("the TSS address"))?;
+        fd.create_irq_chip().map_err(refused("an interrupt controller"))?;
+
+        let mut boot = config.boot;
+        boot.command_line.push_str(&device_arguments(config.devices.len()));
+        let entry = boot::load(&memory, &boot, config.vcpus)?;
+        drop(boot);
+
+        let (links, devices) = split_devices(config.devices);
+        for (index, link) in links.iter().enumerate() {
+            wire_device(&fd, index, link)?;
+        }
+        let transports = links.into_iter().map(|link| MmioTransport::new(link, memory.clone())).collect();
+        let console = ConsoleLog::new();
+        let sink = config.console.map(|ConsoleSink(sink)| sink);
+        let serial = SerialPort::new(serial_line(&fd)?, ConsoleWriter::new(console.clone(), sink));
+        let bus = Arc::new(Bus::new(serial, transports));
+        let counts = Arc::default();
+        let vcpus = create_vcpus(&kvm, &fd, &memory, entry, config.vcpus, &bus, &counts)?;
+        Ok(Self { fd, memory, vcpus, devices, bus, counts, console, sandbox: config.sandbox })
+    }
+
+    /// The guest's memory.
+    pub fn memory(&self) -> &SharedMemory {
+        &self.memory
+    }
+}
+
+fn check_limits(kvm: &Kvm, config: &VmConfig) -> Result<(), BuildError> {
+    let most = kvm.get_max_vcpus().min(mptable::MAX_VCPUS.into());
+    if config.vcpus == 0 || usize::from(config.vcpus) > most {
+        return Err(BuildError::Vcpus { given: config.vcpus, most });
+    }
+    if config.devices.len() > MAX_DEVICES {
+        return Err(BuildError::TooManyDevices { given: config.devices.len() });
+    }
+    Ok(())
+}
+
+fn register_memory(fd: &VmFd, memory: &GuestMemory) -> Result<(), BuildError> {
+    for (slot, region) in memory.iter().enumerate() {
+        let region = kvm_userspace_memory_region {
+            slot: slot as u32,
+            guest_phys_addr: region.start_addr().0,
+            memory_size: region.len(),
+            userspace_addr: region.get_host_address(MemoryRegionAddress(0))? as u64,
+            flags: 0,
+        };
+        // SAFETY: the region is mapped as long as the machine holds its memory, which it drops after the
+        // VM's descriptor; slots do not overlap.
+        unsafe { fd.set_user_memory_region(region) }.map_err(refused("guest memory"))?;
+    }
+    Ok(())
+}
+
+/// What tells the kernel where its devices are.
+fn device_arguments(count: usize) -> String {
+    let device = |index: usize| {
+        format!(" virtio_mmio.device=4K@{:#x}:{}", bus::window(index), FIRST_DEVICE_IRQ as usize + index)
+    };
+    (0..count).map(device).collect()
+}
+
+fn split_devices(devices: Vec<Device>) -> (Vec<DeviceLink>, Vec<(String, crate::devices::DeviceKind, DeviceBody)>) {
+    devices
+        .into_iter()
+        .enumerate()
+        .map(|(index, device)| {
+            let kind = device.link.kind;
+            (device.link, (format!("{}{index}", kind.name()), kind, device.run))
+        })
+        .unzip()
+}
+
+/// Connects a device's interrupt line and its queues' kicks with KVM.
+fn wire_device(fd: &VmFd, index: usize, link: &DeviceLink) -> Result<(), BuildError> {
+    fd.register_irqfd(link.interrupt.line(), FIRST_DEVICE_IRQ + index as u32)
+        .map_err(refused("a device's interrupt"))?;
+    let notify = IoEventAddress::Mmio(bus::window(index) + mmio::QUEUE_NOTIFY);
+    for (queue, kick) in (0_u32..).zip(&link.kicks) {
+        fd.register_ioevent(kick, &notify, queue).map_err(refused("a device's notifications"))?;
+    }
+    Ok(())
+}
+
+fn serial_line(fd: &VmFd) -> Result<EventFd, BuildError> {
+    let line = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(BuildError::Event)?;
+    fd.register_irqfd(&line, serial::IRQ).map_err(refused("the serial port's interrupt"))?;
+    Ok(line)
+}
+
+fn create_vcpus(
+    kvm: &Kvm,
+    fd: &VmFd,
+    memory: &GuestMemory,
+    entry: Entry,
+    count: u8,
+    bus: &Arc<Bus>,
+    counts: &Arc<ExitCounts>,
+) -> Result<Vec<(Vcpu, VcpuHandle)>, BuildError> {
+    let supported = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(refused("its list of CPU features"))?;
+    let host = CpuidHost { tsc_deadline: kvm.check_extension(Cap::TscDeadlineTimer) };
+    let msrs = kvm.get_msr_index_list().map_err(refused("its list of MSRs"))?;
+    let msr_indices: Arc<[u32]> = msrs.as_slice().into();
+    let create = |id: u8| {
+        let vcpu = fd.create_vcpu(id.into()).map_err(refused("a CPU"))?;
+        set_up_vcpu(&vcpu, &cpuid::for_vcpu(&supported, host, id, count), memory, entry)?;
+        Ok(Vcpu::new(id, vcpu, Arc::clone(bus), Arc::clone(counts), Arc::clone(&msr_indices)))
+    };
+    (0..count).map(create).collect()
+}
+
+/// Sets a CPU's registers. CPUs after the first wait for the guest to start them, whatever these hold.
+fn set_up_vcpu(
+    vcpu: &VcpuFd,
+    cpuid: &[kvm_bindings::kvm_cpuid_entry2],
+    memory: &GuestMemory,
+    entry: Entry,
+) -> Result<(), BuildError> {
+    let too_long = |_| refused("the CPU's features")(kvm_ioctls::Error::new(libc::E2BIG));
+    let cpuid = CpuId::from_entries(cpuid).map_err(too_long)?;
+    vcpu.set_cpuid2(&cpuid).map_err(refused("the CPU's features"))?;
+    let msrs = registers::msrs().map_err(too_long)?;
+    vcpu.set_msrs(&msrs).map_err(refused("the CPU's MSRs"))?;
+    vcpu.set_fpu(&registers::fpu()).map_err(refused("the CPU's FPU"))?;
+    let mut lapic = vcpu.get_lapic().map_err(refused("the CPU's APIC"))?;
+    registers::wire_interrupt_pins(&mut lapic);
+    vcpu.set_lapic(&lapic).map_err(refused("the CPU's APIC"))?;
+    let mut sregs = vcpu.get_sregs().map_err(refused("the CPU's segments"))?;
+    registers::set_up_system(&mut sregs, entry, memory)?;
+    vcpu.set_sregs(&sregs).map_err(refused("the CPU's segments"))?;
+    vcpu.set_regs(&registers::general(entry)).map_err(refused("the CPU's registers"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernel_is_told_of_every_device() {
+        assert_eq!(device_arguments(0), "");
+        assert_eq!(device_arguments(2), " virtio_mmio.device=4K@0xd0000000:5 virtio_mmio.device=4K@0xd0001000:6");
+    }
+
+    #[test]
+    fn the_last_device_has_the_last_interrupt_line() {
+        assert!(device_arguments(MAX_DEVICES).ends_with(":23"));
+    }
+}
