@@ -4,6 +4,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::time::{Duration, Instant};
 
 use crate::netlink::{Attributes, Batch, NetlinkError, Socket, find_attribute};
 
@@ -19,6 +20,14 @@ const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
 const IN6_ADDR_GEN_MODE_NONE: u8 = 1;
 /// `RTNH_F_ONLINK` (linux/rtnetlink.h): the gateway is reachable though no prefix says so.
 const RTNH_F_ONLINK: u32 = 4;
+
+/// Length of `struct rtmsg`, and where `rtm_type` stands in it.
+const ROUTE_HEADER_BYTES: usize = 12;
+const ROUTE_TYPE_AT: usize = 7;
+
+/// How long a link may take to carry packets, and how often to look.
+const READY_TIMEOUT: Duration = Duration::from_secs(1);
+const READY_POLL: Duration = Duration::from_micros(200);
 
 /// A network card's address.
 pub(crate) type Mac = [u8; 6];
@@ -97,6 +106,53 @@ pub(crate) fn find_link(socket: &Socket, name: &str) -> Result<Option<i32>, Netl
         Err(error) if error.is(libc::ENODEV) => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// Waits until a link that was brought up, and whose peer is up, really carries packets, and until packets to `ipv6` really take
+/// the way that was configured: out of the link, or to this namespace itself.
+///
+/// The kernel opens the way out of a link when its link watcher has seen the carrier, and takes an IPv6 address into the
+/// routing table when a worker gets to it. What is sent before is lost, and a lost first packet costs its sender a second.
+/// (Since Linux 6.8 the question after the link itself makes the watcher look.) What is not ready in [`READY_TIMEOUT`] is left to
+/// become so later.
+pub(crate) fn wait_until_ready(socket: &Socket, index: i32, ipv6: Option<IpAddr>) -> Result<(), NetlinkError> {
+    let start = Instant::now();
+    loop {
+        let mut batch = Batch::default();
+        batch.push("look at a link", libc::RTM_GETLINK, 0, &link_header(index, false), |_| {});
+        if let Some(address) = ipv6 {
+            let header = [[family_of(address), 128, 0, 0], [0; 4], [0; 4]].concat();
+            batch.push("look at a route", libc::RTM_GETROUTE, 0, &header, |route| {
+                route.put_address(libc::RTA_DST, address);
+            });
+        }
+        let ready = match socket.transact(batch) {
+            Ok(replies) => replies.iter().all(|reply| match reply.kind {
+                libc::RTM_NEWLINK => is_running(&reply.payload),
+                libc::RTM_NEWROUTE => is_own_or_leads_to(&reply.payload, index),
+                _ => true,
+            }),
+            Err(error) if error.is(libc::ENETUNREACH) || error.is(libc::EHOSTUNREACH) => false,
+            Err(error) => return Err(error),
+        };
+        if ready || start.elapsed() > READY_TIMEOUT {
+            return Ok(());
+        }
+        std::thread::sleep(READY_POLL);
+    }
+}
+
+/// Whether a route (`struct rtmsg` and attributes) is to one of the namespace's own addresses, or out of this link.
+fn is_own_or_leads_to(payload: &[u8], index: i32) -> bool {
+    let Some((header, attributes)) = payload.split_first_chunk::<ROUTE_HEADER_BYTES>() else { return false };
+    header[ROUTE_TYPE_AT] == libc::RTN_LOCAL
+        || find_attribute(attributes, libc::RTA_OIF) == Some(&index.to_ne_bytes()[..])
+}
+
+/// IFF_RUNNING of `ifi_flags` in `struct ifinfomsg`.
+fn is_running(payload: &[u8]) -> bool {
+    let flags = payload.get(8..12).and_then(|bytes| bytes.first_chunk()).map(|bytes| u32::from_ne_bytes(*bytes));
+    flags.is_some_and(|flags| flags & libc::IFF_RUNNING as u32 != 0)
 }
 
 /// Deletes a link, and with it its peer. Returns whether there was one.
@@ -261,7 +317,7 @@ mod tests {
         #[test]
         fn no_bytes_make_the_address_reader_panic(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
             let _ = parse_address(&bytes);
-            let _ = index_in(&bytes);
+            let _ = (index_in(&bytes), is_running(&bytes), is_own_or_leads_to(&bytes, 1));
         }
     }
 }

@@ -217,7 +217,11 @@ fn connect(request: &NetworkRequest, place: &Place, forwards: &[Forward]) -> Res
     let index = link::create_veth(&host, &host_end, &pod_end, namespace.as_fd(), request.config.mtu)?;
     host.transact(host_side(place, index))?;
     let pod = Socket::route()?;
-    pod.transact(pod_side(request, place, &pod)?)?;
+    let pod_index = link::find_link(&pod, POD_LINK)?.unwrap_or_default();
+    pod.transact(pod_side(request, place, pod_index))?;
+    let ipv6 = place.pairs.get(1).map(|(pod, _)| pod.address);
+    link::wait_until_ready(&host, index, ipv6)?;
+    link::wait_until_ready(&pod, pod_index, ipv6.filter(|_| request.endpoint == Endpoint::Namespace))?;
     Ok(rules)
 }
 
@@ -232,11 +236,9 @@ fn host_side(place: &Place, index: i32) -> Batch {
     batch
 }
 
-fn pod_side(request: &NetworkRequest, place: &Place, socket: &Socket) -> Result<Batch, NetlinkError> {
+fn pod_side(request: &NetworkRequest, place: &Place, index: i32) -> Batch {
     let mut batch = Batch::default();
     link::push_up(&mut batch, LOOPBACK_INDEX, None);
-    // The second end to come up can send at once; the first one only when the kernel's link watcher has seen it.
-    let index = link::find_link(socket, POD_LINK)?.unwrap_or_default();
     link::push_up(&mut batch, index, None);
     if request.endpoint == Endpoint::Namespace {
         for (pod, gateway) in &place.pairs {
@@ -245,5 +247,5 @@ fn pod_side(request: &NetworkRequest, place: &Place, socket: &Socket) -> Result<
             link::push_default_route(&mut batch, index, *gateway);
         }
     }
-    Ok(batch)
+    batch
 }

@@ -19,23 +19,23 @@ fn pod_process() {
     let Ok(leases) = std::env::var(LEASES) else { return };
     let request = NetworkRequest { ports: vec![port(Protocol::Tcp, None, 8080, 80)], ..request() };
     let network = PodNetwork::create(&request, &LeaseDir::open(leases).unwrap()).unwrap();
-    println!("\nready");
+    println!("\nready {}", nix::unistd::gettid());
     std::thread::sleep(Duration::from_secs(600));
     drop(network);
 }
 
-/// Starts a process that is a pod of the calling thread's host. With one test thread, that is the process's main thread.
-fn start_pod_process(leases: &Path) -> Child {
+/// Starts a process that is a pod of the calling thread's host. Returns it, and the number of its thread that is the pod.
+fn start_pod_process(leases: &Path) -> (Child, u32) {
     let program = std::env::current_exe().unwrap();
     let mut child = Command::new(program)
-        .args(["--exact", "crash::pod_process", "--nocapture", "--test-threads=1"])
+        .args(["--exact", "crash::pod_process", "--nocapture"])
         .env(LEASES, leases)
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let lines = BufReader::new(child.stdout.as_mut().unwrap()).lines();
-    assert!(lines.map_while(Result::ok).any(|line| line == "ready"), "the pod process did not start");
-    child
+    let lines = BufReader::new(child.stdout.as_mut().unwrap()).lines().map_while(Result::ok);
+    let thread = lines.filter_map(|line| line.strip_prefix("ready ")?.parse().ok()).next();
+    (child, thread.expect("the pod process starts"))
 }
 
 fn kill(mut child: Child) {
@@ -61,12 +61,12 @@ fn snapshot() -> String {
 fn a_killed_pod_leaves_nothing_and_a_second_gc_changes_nothing() {
     let Some(host) = host() else { return };
     // The first pod makes settings that stay.
-    kill(start_pod_process(&host.lease_path()));
+    kill(start_pod_process(&host.lease_path()).0);
     wait_for_no_veth();
     gc(&host.leases()).unwrap();
     let before = snapshot();
 
-    let child = start_pod_process(&host.lease_path());
+    let (child, _) = start_pod_process(&host.lease_path());
     assert_ne!(snapshot(), before);
     kill(child);
     assert_eq!(nft("list ruleset"), "", "rules outlive the pod");
@@ -93,9 +93,9 @@ fn a_living_pod_is_not_collected() {
 #[test]
 fn a_link_that_outlives_its_pod_is_collected() {
     let Some(host) = host() else { return };
-    let child = start_pod_process(&host.lease_path());
+    let (child, thread) = start_pod_process(&host.lease_path());
     // Somebody keeps the pod's namespace.
-    let kept = std::fs::File::open(format!("/proc/{}/ns/net", child.id())).unwrap();
+    let kept = std::fs::File::open(format!("/proc/{thread}/ns/net")).unwrap();
     kill(child);
     let links = ip("-o link show type veth");
     assert_eq!(links.lines().count(), 1);
