@@ -7,6 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::devices::testing::{Bench, Buffer, survives_hostile_rings};
+use crate::sandbox;
 use crate::virtio::COMMON_FEATURES;
 
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 3];
@@ -426,6 +427,25 @@ mod real_tap {
             let frame = received(&mut bench, is_udp);
             assert_eq!(frame[0] & 1, flag);
         }
+    }
+
+    #[test]
+    fn a_confined_thread_can_do_all_that_the_card_does() {
+        let Some(tap) = tap() else { return };
+        let card = Net::new(NetConfig { tap, mac: MAC, mtu: None }).unwrap();
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let body = move || {
+            let mut bench = Bench::start(card);
+            receive_buffers(&mut bench, 100, 2048);
+            bench.add_chain(TX, &[Buffer::readable(&arp_request())]);
+            bench.kick(TX);
+            received(&mut bench, is_arp_reply);
+            bench.restart();
+        };
+        let profile = sandbox::profiles::device(DeviceKind::Net);
+        let ended = move |result| sender.send(result).unwrap();
+        sandbox::spawn("net", profile, sandbox::Sandbox::On, body, ended).unwrap().join().unwrap();
+        receiver.recv().unwrap().unwrap();
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The vsock device's thread: Unix sockets towards the host, all of them made or accepted here, none connected.
+//! The vsock device's thread: Unix sockets towards the host, which others have made.
 
 use super::{Allow, Profile};
 use Allow::Call;
