@@ -3,8 +3,10 @@
 #![forbid(unsafe_code)]
 
 mod acl;
+mod decode;
 pub mod digest;
 pub mod erofs;
+pub mod oci;
 pub mod reference;
 pub mod tar;
 
