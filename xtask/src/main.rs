@@ -1,6 +1,9 @@
 //! The project's own commands, called as `cargo xtask COMMAND`.
 
+mod build;
 mod lab;
+mod setup;
+mod step;
 
 use std::process::ExitCode;
 
@@ -16,12 +19,18 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Installs the Debian packages that the other commands need
+    Setup,
+    /// Builds podvm, the supervisor and the guest kernel into target/podvm
+    Build(build::Arguments),
     /// Runs a command in the KVM lab: a machine whose /dev/kvm runs guests.
     Lab(lab::Arguments),
 }
 
 fn main() -> ExitCode {
     let done = match Arguments::parse().command {
+        Command::Setup => setup::run().map(|()| ExitCode::SUCCESS),
+        Command::Build(arguments) => build::run(arguments).map(|()| ExitCode::SUCCESS),
         Command::Lab(arguments) => lab::run(arguments),
     };
     done.unwrap_or_else(|error| {
