@@ -26,6 +26,8 @@ use crate::{KvmStage1, gpt, spec};
 const GUEST_CID: u32 = 3;
 /// Most CPUs a pod gets.
 const MAX_CPUS: u32 = 64;
+/// What the kernel should leave undone for a pod: dummy interfaces that nobody asked for.
+const KERNEL_ARGUMENTS: &str = "dummy.numdummies=0";
 /// Most bytes of the guest's console that are kept.
 const MAX_CONSOLE_BYTES: u64 = 1 << 20;
 
@@ -100,6 +102,7 @@ impl Machine {
         let manifest = pod.manifest();
         let mut config = VmConfig::new(BootFile::kernel(&stage1.kernel)?, manifest.resources.memory.bytes());
         config.boot.initramfs = Some(BootFile::initramfs(&stage1.initramfs)?);
+        config.append_command_line(KERNEL_ARGUMENTS);
         config.vcpus = manifest.resources.cpus.clamp(1, MAX_CPUS) as u8;
         config.console = Some(console(&pod.dir().path().join("console.log"))?);
 

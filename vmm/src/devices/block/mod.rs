@@ -20,13 +20,12 @@ pub const SECTOR_BYTES: u64 = 512;
 const QUEUE_SIZE: u16 = 256;
 /// Most data buffers of a request: the queue's entries less those for header and status.
 const MAX_SEGMENTS: u32 = QUEUE_SIZE as u32 - 2;
-/// Block size that the guest should use: that of the filesystems on these disks.
-const BLOCK_BYTES: u32 = 4096;
+/// Unit in which the guest should give room back: that of the host's filesystems.
+const DISCARD_ALIGNMENT_BYTES: u64 = 4096;
 
 // Feature bits (virtio 1.2, section 5.2.3).
 const F_SEG_MAX: u64 = 1 << 2;
 const F_READ_ONLY: u64 = 1 << 5;
-const F_BLOCK_SIZE: u64 = 1 << 6;
 const F_FLUSH: u64 = 1 << 9;
 const F_DISCARD: u64 = 1 << 13;
 const F_WRITE_ZEROES: u64 = 1 << 14;
@@ -56,7 +55,7 @@ impl VirtioDevice for Block {
     }
 
     fn features(&self) -> u64 {
-        let always = F_SEG_MAX | F_BLOCK_SIZE | F_FLUSH;
+        let always = F_SEG_MAX | F_FLUSH;
         always | if self.disk.is_read_only() { F_READ_ONLY } else { F_DISCARD | F_WRITE_ZEROES }
     }
 
@@ -65,12 +64,11 @@ impl VirtioDevice for Block {
         config.extend([0; 4]); // size_max
         config.extend(MAX_SEGMENTS.to_le_bytes());
         config.extend([0; 4]); // geometry
-        config.extend(BLOCK_BYTES.to_le_bytes());
-        config.extend([0; 8]); // topology
+        config.extend([0; 12]); // block size, topology: what is usual
         config.extend([1, 0]); // writeback
         config.extend(1_u16.to_le_bytes()); // queues
         let sectors = (request::MAX_RANGE_BYTES / SECTOR_BYTES) as u32;
-        let alignment = BLOCK_BYTES / SECTOR_BYTES as u32;
+        let alignment = (DISCARD_ALIGNMENT_BYTES / SECTOR_BYTES) as u32;
         for field in [sectors, request::MAX_RANGES, alignment, sectors, request::MAX_RANGES] {
             config.extend(field.to_le_bytes());
         }
