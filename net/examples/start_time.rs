@@ -1,7 +1,7 @@
 //! Measures what a pod's network costs: `cargo run --release -p podvm-net --example start_time [COUNT]`, as root.
 //!
 //! In a network namespace that plays the host, makes COUNT pod networks one after the other, each in a thread of its own, with one
-//! published port, and connects from each to the host. Prints the median and the maximum of each step in milliseconds.
+//! published port, connects from each to the host, and ends it; then the same for VMs. Prints the median and the maximum of each step in milliseconds.
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
@@ -32,8 +32,12 @@ fn measure(leases: &LeaseDir, endpoint: Endpoint, published: u16) -> Vec<(&'stat
     let network = PodNetwork::create(&request, leases).expect("a pod network");
     step("create");
     if endpoint == Endpoint::Vm {
-        let _tap = network.attach_tap().expect("a tap");
+        let tap = network.attach_tap().expect("a tap");
         step("attach tap");
+        drop(tap);
+        step("close tap");
+        drop(network);
+        step("close rules");
         return steps;
     }
     for gateway in &network.interface().expect("an interface").gateways {
@@ -41,6 +45,8 @@ fn measure(leases: &LeaseDir, endpoint: Endpoint, published: u16) -> Vec<(&'stat
         TcpStream::connect_timeout(&server, Duration::from_secs(5)).expect("the host answers");
         step(if gateway.is_ipv4() { "first IPv4 connection" } else { "first IPv6 connection" });
     }
+    network.end(leases);
+    step("end");
     steps
 }
 

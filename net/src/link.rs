@@ -108,45 +108,44 @@ pub(crate) fn find_link(socket: &Socket, name: &str) -> Result<Option<i32>, Netl
     }
 }
 
-/// Waits until a link that was brought up, and whose peer is up, really carries packets, and until packets to `ipv6` really take
-/// the way that was configured: out of the link, or to this namespace itself.
+/// Waits until a link that was brought up, and whose peer is up, really carries packets, and until its IPv6 address, if it was
+/// given one, really is taken for the namespace's own.
 ///
 /// The kernel opens the way out of a link when its link watcher has seen the carrier, and takes an IPv6 address into the
 /// routing table when a worker gets to it. What is sent before is lost, and a lost first packet costs its sender a second.
 /// (Since Linux 6.8 the question after the link itself makes the watcher look.) What is not ready in [`READY_TIMEOUT`] is left to
 /// become so later.
-pub(crate) fn wait_until_ready(socket: &Socket, index: i32, ipv6: Option<IpAddr>) -> Result<(), NetlinkError> {
+pub(crate) fn wait_until_ready(socket: &Socket, index: i32, ipv6: Option<Ipv6Addr>) -> Result<(), NetlinkError> {
     let start = Instant::now();
-    loop {
+    while start.elapsed() < READY_TIMEOUT {
         let mut batch = Batch::default();
         batch.push("look at a link", libc::RTM_GETLINK, 0, &link_header(index, false), |_| {});
-        if let Some(address) = ipv6 {
-            let header = [[family_of(address), 128, 0, 0], [0; 4], [0; 4]].concat();
-            batch.push("look at a route", libc::RTM_GETROUTE, 0, &header, |route| {
-                route.put_address(libc::RTA_DST, address);
-            });
-        }
-        let ready = match socket.transact(batch) {
-            Ok(replies) => replies.iter().all(|reply| match reply.kind {
-                libc::RTM_NEWLINK => is_running(&reply.payload),
-                libc::RTM_NEWROUTE => is_own_or_leads_to(&reply.payload, index),
-                _ => true,
-            }),
-            Err(error) if error.is(libc::ENETUNREACH) || error.is(libc::EHOSTUNREACH) => false,
-            Err(error) => return Err(error),
-        };
-        if ready || start.elapsed() > READY_TIMEOUT {
-            return Ok(());
+        let carries = socket.transact(batch)?.iter().any(|reply| is_running(&reply.payload));
+        let is_own = |address| is_local_at(socket, index, address);
+        if carries && ipv6.map(is_own).transpose()? != Some(false) {
+            break;
         }
         std::thread::sleep(READY_POLL);
     }
+    Ok(())
 }
 
-/// Whether a route (`struct rtmsg` and attributes) is to one of the namespace's own addresses, or out of this link.
-fn is_own_or_leads_to(payload: &[u8], index: i32) -> bool {
+/// Whether packets to an IPv6 address of this link are taken in.
+fn is_local_at(socket: &Socket, index: i32, address: Ipv6Addr) -> Result<bool, NetlinkError> {
+    let header = [[libc::AF_INET6 as u8, 0, 0, 0], [libc::RT_TABLE_LOCAL, 0, 0, 0], [0; 4]].concat();
+    let mut batch = Batch::default();
+    batch.push("list local routes", libc::RTM_GETROUTE, libc::NLM_F_DUMP, &header, |route| {
+        route.put(libc::RTA_OIF, &index.to_ne_bytes());
+    });
+    Ok(socket.transact(batch)?.iter().any(|reply| is_local_route(&reply.payload, index, address)))
+}
+
+/// Reads `struct rtmsg` and its attributes.
+fn is_local_route(payload: &[u8], index: i32, address: Ipv6Addr) -> bool {
     let Some((header, attributes)) = payload.split_first_chunk::<ROUTE_HEADER_BYTES>() else { return false };
     header[ROUTE_TYPE_AT] == libc::RTN_LOCAL
-        || find_attribute(attributes, libc::RTA_OIF) == Some(&index.to_ne_bytes()[..])
+        && find_attribute(attributes, libc::RTA_OIF) == Some(&index.to_ne_bytes()[..])
+        && find_attribute(attributes, libc::RTA_DST) == Some(&address.octets()[..])
 }
 
 /// IFF_RUNNING of `ifi_flags` in `struct ifinfomsg`.
@@ -177,12 +176,9 @@ pub(crate) fn push_up(batch: &mut Batch, index: i32, mtu: Option<u32>) {
     });
 }
 
-/// Adds to the batch: make the host's end of a pod's veth pair a router's port.
-///
-/// `route_localnet` lets connections to the host's 127.0.0.1 be forwarded to the pod (and their answers come back); the pod's
-/// rules see to it that the pod itself cannot reach 127.0.0.1. With IPv6, the link makes itself no address: duplicate address
-/// detection would hold up the first packets for a second.
-pub(crate) fn push_router_settings(batch: &mut Batch, index: i32, ipv6: bool) {
+/// Adds to the batch: make the host's end of a pod's veth pair a router's port. With IPv6, the link makes itself no address:
+/// duplicate address detection would hold up the first packets for a second.
+pub(crate) fn push_router_settings(batch: &mut Batch, index: i32, ipv6: bool, localnet: bool) {
     let what = "set the host's veth end up as a router";
     batch.push(what, libc::RTM_SETLINK, 0, &link_header(index, false), |link| {
         link.nest(libc::IFLA_AF_SPEC, |families| {
@@ -190,7 +186,7 @@ pub(crate) fn push_router_settings(batch: &mut Batch, index: i32, ipv6: bool) {
                 inet.nest(IFLA_INET_CONF, |conf| {
                     conf.put_u32(IPV4_DEVCONF_FORWARDING, 1);
                     conf.put_u32(IPV4_DEVCONF_SEND_REDIRECTS, 0);
-                    conf.put_u32(IPV4_DEVCONF_ROUTE_LOCALNET, 1);
+                    conf.put_u32(IPV4_DEVCONF_ROUTE_LOCALNET, localnet.into());
                 });
             });
             if ipv6 {
@@ -199,6 +195,18 @@ pub(crate) fn push_router_settings(batch: &mut Batch, index: i32, ipv6: bool) {
                 });
             }
         });
+    });
+}
+
+/// Adds to the batch: answers to the host's `::1` are taken in from this link, once translated. (The kernel drops what comes
+/// with that address on the wire.) IPv4 has `route_localnet` for the same purpose.
+pub(crate) fn push_loopback_route(batch: &mut Batch, index: i32) {
+    let kind = [libc::RT_TABLE_LOCAL, libc::RTPROT_BOOT, libc::RT_SCOPE_UNIVERSE, libc::RTN_LOCAL];
+    let header = [[libc::AF_INET6 as u8, 128, 0, 0], kind, [0; 4]].concat();
+    // Not exclusive: other pods' links have such a route as well.
+    batch.push("add a route to ::1", libc::RTM_NEWROUTE, libc::NLM_F_CREATE, &header, |route| {
+        route.put_address(libc::RTA_DST, Ipv6Addr::LOCALHOST.into());
+        route.put(libc::RTA_OIF, &index.to_ne_bytes());
     });
 }
 
@@ -317,7 +325,7 @@ mod tests {
         #[test]
         fn no_bytes_make_the_address_reader_panic(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
             let _ = parse_address(&bytes);
-            let _ = (index_in(&bytes), is_running(&bytes), is_own_or_leads_to(&bytes, 1));
+            let _ = (index_in(&bytes), is_running(&bytes), is_local_route(&bytes, 1, Ipv6Addr::LOCALHOST));
         }
     }
 }

@@ -5,12 +5,13 @@
 //! network namespace it was opened in, whatever namespace its holder moves to afterwards: that is how one thread configures
 //! the host's side and the pod's side in turn.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recvfrom, send, setsockopt, socket, sockopt,
+    AddressFamily, ControlMessage, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recvfrom, send, sendmsg,
+    setsockopt, socket, socketpair, sockopt,
 };
 use nix::sys::time::TimeVal;
 
@@ -189,7 +190,7 @@ impl Socket {
         let error = |errno| NetlinkError::new("open a netlink socket", errno);
         let fd = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol).map_err(error)?;
         setsockopt(&fd, sockopt::ReceiveTimeout, &TimeVal::new(ANSWER_TIMEOUT_SECONDS, 0)).map_err(error)?;
-        for option in [libc::NETLINK_EXT_ACK, libc::NETLINK_CAP_ACK] {
+        for option in [libc::NETLINK_EXT_ACK, libc::NETLINK_CAP_ACK, libc::NETLINK_GET_STRICT_CHK] {
             enable(&fd, option).map_err(|source| NetlinkError::new("open a netlink socket", source))?;
         }
         Ok(Self(fd))
@@ -238,6 +239,24 @@ impl Socket {
                 }
             }
         }
+    }
+
+    /// Closes the socket without waiting for what the kernel does at its close (for nfnetlink: several milliseconds of waiting
+    /// until no processor uses deleted rules any more).
+    ///
+    /// The socket is put into the queue of a Unix socket that is put into its own queue. When both are in nobody's hands any more, the
+    /// kernel's garbage collector for such cycles closes them, since Linux 6.8 in the background; older kernels have the
+    /// process wait as at any close.
+    pub(crate) fn close_in_background(self) -> io::Result<()> {
+        let (sender, queue) = socketpair(AddressFamily::Unix, SockType::Datagram, None, SockFlag::SOCK_CLOEXEC)?;
+        let both = [queue.as_raw_fd(), self.0.as_raw_fd()];
+        let parcel = [ControlMessage::ScmRights(&both)];
+        sendmsg::<()>(sender.as_raw_fd(), &[IoSlice::new(&[0])], &parcel, MsgFlags::empty(), None)?;
+        // It is the sender's close that calls the collector, so that it must be the last.
+        drop(self);
+        drop(queue);
+        drop(sender);
+        Ok(())
     }
 }
 

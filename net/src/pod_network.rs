@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd;
 
 use nix::sched::{CloneFlags, unshare};
@@ -14,6 +14,7 @@ use crate::dns::host_dns;
 use crate::lease::{Lease, LeaseDir, LeaseError};
 use crate::link::{self, LOOPBACK_INDEX, VethEnd, mac_of};
 use crate::netlink::{Batch, NetlinkError, Socket};
+use crate::nft::Table;
 use crate::port::{self, Forward, PortClaim, PortError};
 use crate::request::{Endpoint, NetworkRequest};
 use crate::rules::{LINK_PREFIX, PodAddress, pod_table};
@@ -54,15 +55,16 @@ pub struct PodNetwork {
     mode: NetworkMode,
     interface: Option<InterfaceSpec>,
     dns: Option<DnsSpec>,
-    _holds: Option<Holds>,
+    holds: Option<Holds>,
 }
 
 /// What the kernel takes for the pod's life. All are closed at exec.
 struct Holds {
     /// Owner of the nftables table. It is the host's, but of no use to a process without capabilities: the kernel looks at the
     /// sender's, too.
-    _rules: Socket,
-    _lease: Lease,
+    rules: Socket,
+    table: String,
+    lease: Lease,
     _ports: Vec<PortClaim>,
 }
 
@@ -70,6 +72,8 @@ struct Holds {
 struct Place {
     ipv4: Ipv4Addr,
     gateway: Ipv4Addr,
+    /// IPv6 address and gateway.
+    ipv6: Option<(Ipv6Addr, Ipv6Addr)>,
     /// Address and gateway of each family, IPv4 first.
     pairs: Vec<(PodAddress, IpAddr)>,
     host_link: String,
@@ -81,15 +85,13 @@ impl Place {
         let gateway = config.ipv4.gateway();
         let pod_v4 = PodAddress { address: ipv4.into(), subnet: config.ipv4.into() };
         let mut pairs = vec![(pod_v4, gateway.into())];
-        if let Some(subnet) = config.ipv6.filter(|_| ipv6) {
-            let pod_v6 = PodAddress { address: subnet.beside(ipv4).into(), subnet: Prefix::from(subnet) };
-            pairs.push((pod_v6, subnet.beside(gateway).into()));
+        let subnet = config.ipv6.filter(|_| ipv6);
+        let ipv6 = subnet.map(|subnet| (subnet.beside(ipv4), subnet.beside(gateway)));
+        if let (Some(subnet), Some((address, gateway))) = (subnet, ipv6) {
+            let pod_v6 = PodAddress { address: address.into(), subnet: Prefix::from(subnet) };
+            pairs.push((pod_v6, gateway.into()));
         }
-        Self { ipv4, gateway, pairs, host_link: host_link_name(request.pod) }
-    }
-
-    fn has_ipv6(&self) -> bool {
-        self.pairs.len() > 1
+        Self { ipv4, gateway, ipv6, pairs, host_link: host_link_name(request.pod) }
     }
 
     fn interface(&self, mtu: u32) -> InterfaceSpec {
@@ -125,13 +127,13 @@ impl PodNetwork {
     pub fn create(request: &NetworkRequest, leases: &LeaseDir) -> Result<Self, CreateError> {
         let mode = request.mode.clone();
         match mode {
-            NetworkMode::Host => Ok(Self { mode, interface: None, dns: request.dns.clone(), _holds: None }),
+            NetworkMode::Host => Ok(Self { mode, interface: None, dns: request.dns.clone(), holds: None }),
             NetworkMode::None => {
                 enter_new_namespace()?;
                 let mut batch = Batch::default();
                 link::push_up(&mut batch, LOOPBACK_INDEX, None);
                 Socket::route()?.transact(batch)?;
-                Ok(Self { mode, interface: None, dns: request.dns.clone(), _holds: None })
+                Ok(Self { mode, interface: None, dns: request.dns.clone(), holds: None })
             }
             NetworkMode::Default => Self::create_default(request, leases),
         }
@@ -144,12 +146,13 @@ impl PodNetwork {
         let dns = request.dns.clone().unwrap_or_else(host_dns);
         let lease = leases.lease(&request.config.ipv4, request.pod)?;
         let place = Place::new(request, lease.address(), ipv6);
-        match connect(request, &place, &forwards) {
+        let table = format!("podvm-{}", request.pod);
+        match connect(request, &place, &forwards, &table) {
             Ok(rules) => Ok(Self {
                 mode: NetworkMode::Default,
                 interface: Some(place.interface(request.config.mtu)),
                 dns: Some(dns),
-                _holds: Some(Holds { _rules: rules, _lease: lease, _ports: ports }),
+                holds: Some(Holds { table, rules, lease, _ports: ports }),
             }),
             Err(error) => {
                 // The lease would end with the process anyway; its error must not hide the first one.
@@ -190,6 +193,20 @@ impl PodNetwork {
             (_, Some(interface)) => tap::attach(&interface.name, TAP_LINK, interface.mtu).map(Some),
         }
     }
+
+    /// Takes the rules down, frees ports and address, and lets the kernel clean up in the background.
+    ///
+    /// Needed for nothing but speed: the kernel does the same at the process's end, but keeps the process waiting for it. Effective
+    /// while the process has the capabilities of [`PodNetwork::create`]; without them it changes nothing.
+    pub fn end(self, leases: &LeaseDir) {
+        if let Some(holds) = self.holds {
+            // What fails here is done by the kernel and by `gc` later.
+            let _ = leases.release(holds.lease);
+            if Table::delete(holds.table, &holds.rules).is_ok() {
+                let _ = holds.rules.close_in_background();
+            }
+        }
+    }
 }
 
 fn enter_new_namespace() -> Result<File, CreateError> {
@@ -200,38 +217,43 @@ fn enter_new_namespace() -> Result<File, CreateError> {
 /// Makes rules, namespace and links, and enters the namespace. Returns the socket that owns the rules.
 ///
 /// The rules come first, so that the pod is never connected without them.
-fn connect(request: &NetworkRequest, place: &Place, forwards: &[Forward]) -> Result<Socket, CreateError> {
+fn connect(request: &NetworkRequest, place: &Place, forwards: &[Forward], table: &str) -> Result<Socket, CreateError> {
     let rules = Socket::netfilter()?;
     let host = Socket::route()?;
-    sysctl::enable_forwarding(place.has_ipv6())?;
+    sysctl::enable_forwarding(place.ipv6.is_some())?;
     let addresses: Vec<_> = place.pairs.iter().map(|(pod, _)| *pod).collect();
-    let table = pod_table(format!("podvm-{}", request.pod), &place.host_link, &addresses, forwards);
+    let table = pod_table(table.into(), &place.host_link, &addresses, forwards);
     table.commit(&rules).map_err(CreateError::Rules)?;
 
     let namespace = enter_new_namespace()?;
-    if place.has_ipv6() {
+    if place.ipv6.is_some() {
         sysctl::prepare_pod_ipv6(request.endpoint == Endpoint::Vm)?;
     }
     let host_end = VethEnd { name: &place.host_link, mac: mac_of(place.gateway) };
     let pod_end = VethEnd { name: POD_LINK, mac: mac_of(place.ipv4) };
     let index = link::create_veth(&host, &host_end, &pod_end, namespace.as_fd(), request.config.mtu)?;
-    host.transact(host_side(place, index))?;
+    host.transact(host_side(place, index, !forwards.is_empty()))?;
     let pod = Socket::route()?;
     let pod_index = link::find_link(&pod, POD_LINK)?.unwrap_or_default();
     pod.transact(pod_side(request, place, pod_index))?;
-    let ipv6 = place.pairs.get(1).map(|(pod, _)| pod.address);
-    link::wait_until_ready(&host, index, ipv6)?;
-    link::wait_until_ready(&pod, pod_index, ipv6.filter(|_| request.endpoint == Endpoint::Namespace))?;
+    link::wait_until_ready(&host, index, place.ipv6.map(|(_, gateway)| gateway))?;
+    let own = place.ipv6.filter(|_| request.endpoint == Endpoint::Namespace);
+    link::wait_until_ready(&pod, pod_index, own.map(|(address, _)| address))?;
     Ok(rules)
 }
 
-fn host_side(place: &Place, index: i32) -> Batch {
+/// The host's end. Published ports are reachable at the host's loopback addresses by settings that are otherwise left alone; the pod's
+/// rules see to it that the pod cannot use them.
+fn host_side(place: &Place, index: i32, publishes: bool) -> Batch {
     let mut batch = Batch::default();
-    link::push_router_settings(&mut batch, index, place.has_ipv6());
+    link::push_router_settings(&mut batch, index, place.ipv6.is_some(), publishes);
     link::push_up(&mut batch, index, None);
     for (pod, gateway) in &place.pairs {
         link::push_address(&mut batch, index, *gateway, Some(pod.address));
         link::push_neighbour(&mut batch, index, pod.address, mac_of(place.ipv4));
+    }
+    if publishes && place.ipv6.is_some() {
+        link::push_loopback_route(&mut batch, index);
     }
     batch
 }

@@ -49,7 +49,7 @@ pub(crate) fn pod_table(name: String, link: &str, addresses: &[PodAddress], forw
 
 fn guard(link: &str, addresses: &[PodAddress]) -> Vec<Rule> {
     let rule = Rule::default;
-    let mut rules = vec![rule().not_from_link(link).accept(), rule().destination(LOOPBACK_V4).drop_packet()];
+    let mut rules = vec![rule().arriving_not_by(link).accept(), rule().destination(LOOPBACK_V4).drop_packet()];
     rules.extend(addresses.iter().map(|pod| rule().source(Prefix::host(pod.address)).accept()));
     rules.extend([rule().neighbour_discovery().accept(), rule().drop_packet()]);
     rules
@@ -71,10 +71,10 @@ fn published(addresses: &[PodAddress], forwards: &[Forward]) -> Vec<Rule> {
 fn passing(link: &str) -> Vec<Rule> {
     let rule = Rule::default;
     vec![
-        rule().not_to_link(link).accept(),
+        rule().leaving_not_by(link).accept(),
         rule().established().accept(),
         rule().translated().accept(),
-        rule().from_links(LINK_PREFIX).accept(),
+        rule().arriving_by_any(LINK_PREFIX).accept(),
         rule().drop_packet(),
     ]
 }
@@ -87,8 +87,8 @@ fn leaving(link: &str, addresses: &[PodAddress]) -> Vec<Rule> {
             if address.is_ipv4() { (LOOPBACK_V4, MULTICAST_V4) } else { (LOOPBACK_V6, MULTICAST_V6) };
         let pod = Prefix::host(*address);
         rules.extend([
-            rule().to_link(link).source(pod).masquerade(),
-            rule().to_link(link).source(loopback).masquerade(),
+            rule().leaving_by(link).source(pod).masquerade(),
+            rule().leaving_by(link).source(loopback).masquerade(),
             rule().source(pod).not_destination(*subnet).not_destination(multicast).masquerade(),
         ]);
     }

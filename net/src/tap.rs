@@ -82,6 +82,13 @@ fn open_tap(name: &str) -> io::Result<File> {
     request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
     // SAFETY: TUNSETIFF reads and writes one `ifreq`, which is alive for the call.
     let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF as libc::Ioctl, &raw mut request) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // A tap that goes with its file keeps the process that closes it waiting for the kernel's clean-up; one that goes with
+    // its namespace does not. The namespace goes when the process does.
+    // SAFETY: TUNSETPERSIST takes a number.
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETPERSIST as libc::Ioctl, 1) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(file) }
 }
 

@@ -15,6 +15,9 @@ use uapi::*;
 
 use crate::netlink::{Batch, NetlinkError, Socket};
 
+const CREATE: i32 = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
+const APPEND: i32 = libc::NLM_F_CREATE | libc::NLM_F_APPEND;
+
 /// What a base chain is for; both the type and the place in the packet's way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Hook {
@@ -58,13 +61,18 @@ fn header(family: i32, resource: u16) -> [u8; 4] {
 
 impl Table {
     pub(crate) fn new(name: String) -> Self {
-        let mut table = Self { name, batch: Batch::default(), messages: 0 };
-        table.push_marker("begin an nftables transaction", libc::NFNL_MSG_BATCH_BEGIN);
+        let mut table = Self::begin(name);
         let name = table.name.clone();
-        table.push("create the pod's nftables table", libc::NFT_MSG_NEWTABLE, libc::NLM_F_EXCL, |attributes| {
+        table.push("create the pod's nftables table", libc::NFT_MSG_NEWTABLE, CREATE, |attributes| {
             attributes.put_string(NFTA_TABLE_NAME, &name);
             attributes.put_be32(NFTA_TABLE_FLAGS, NFT_TABLE_F_OWNER);
         });
+        table
+    }
+
+    fn begin(name: String) -> Self {
+        let mut table = Self { name, batch: Batch::default(), messages: 0 };
+        table.push_marker("begin an nftables transaction", libc::NFNL_MSG_BATCH_BEGIN);
         table
     }
 
@@ -82,14 +90,14 @@ impl Table {
     ) {
         self.messages += 1;
         let kind = (libc::NFNL_SUBSYS_NFTABLES << 8 | message) as u16;
-        self.batch.push(what, kind, flags | libc::NLM_F_CREATE, &header(libc::NFPROTO_INET, 0), write);
+        self.batch.push(what, kind, flags, &header(libc::NFPROTO_INET, 0), write);
     }
 
     /// Adds a base chain that lets pass what its rules do not stop, with its rules in order.
     pub(crate) fn chain(&mut self, name: &str, hook: Hook, rules: impl IntoIterator<Item = Rule>) {
         let table = self.name.clone();
         let (kind, number, priority) = hook.place();
-        self.push("create a chain of the pod's nftables table", libc::NFT_MSG_NEWCHAIN, 0, |chain| {
+        self.push("create a chain of the pod's nftables table", libc::NFT_MSG_NEWCHAIN, CREATE, |chain| {
             chain.put_string(NFTA_CHAIN_TABLE, &table);
             chain.put_string(NFTA_CHAIN_NAME, name);
             chain.nest(NFTA_CHAIN_HOOK, |hook| {
@@ -100,7 +108,7 @@ impl Table {
             chain.put_string(NFTA_CHAIN_TYPE, kind);
         });
         for rule in rules {
-            self.push("add a rule to the pod's nftables table", libc::NFT_MSG_NEWRULE, libc::NLM_F_APPEND, |message| {
+            self.push("add a rule to the pod's nftables table", libc::NFT_MSG_NEWRULE, APPEND, |message| {
                 message.put_string(NFTA_RULE_TABLE, &table);
                 message.put_string(NFTA_RULE_CHAIN, name);
                 message.nest(NFTA_RULE_EXPRESSIONS, |expressions| expressions.put_written(rule.expressions()));
@@ -108,7 +116,18 @@ impl Table {
         }
     }
 
-    /// Puts the table in force, all of it or nothing. It lives as long as `socket`.
+    /// Deletes a table by the socket that owns it, as closing the socket would, but without waiting: the kernel cleans up in the
+    /// background, while at a close it keeps the process for several milliseconds.
+    pub(crate) fn delete(name: String, socket: &Socket) -> Result<(), NetlinkError> {
+        let mut table = Self::begin(name);
+        let name = table.name.clone();
+        table.push("delete the pod's nftables table", libc::NFT_MSG_DELTABLE, 0, |attributes| {
+            attributes.put_string(NFTA_TABLE_NAME, &name);
+        });
+        table.commit(socket)
+    }
+
+    /// Sends what was written, to be done as a whole or not at all. A table lives as long as the `socket` that made it.
     pub(crate) fn commit(mut self, socket: &Socket) -> Result<(), NetlinkError> {
         self.batch.acknowledge_last();
         let last = self.messages;

@@ -99,22 +99,22 @@ impl Rule {
     }
 
     /// The packet came in by another link.
-    pub(crate) fn not_from_link(self, name: &str) -> Self {
+    pub(crate) fn arriving_not_by(self, name: &str) -> Self {
         self.link(libc::NFT_META_IIFNAME, libc::NFT_CMP_NEQ, name)
     }
 
     /// The packet came in by a link whose name begins so.
-    pub(crate) fn from_links(self, prefix: &str) -> Self {
+    pub(crate) fn arriving_by_any(self, prefix: &str) -> Self {
         self.load_meta(libc::NFT_META_IIFNAME).equals(prefix.as_bytes())
     }
 
     /// The packet goes out by this link.
-    pub(crate) fn to_link(self, name: &str) -> Self {
+    pub(crate) fn leaving_by(self, name: &str) -> Self {
         self.link(libc::NFT_META_OIFNAME, libc::NFT_CMP_EQ, name)
     }
 
     /// The packet goes out by another link.
-    pub(crate) fn not_to_link(self, name: &str) -> Self {
+    pub(crate) fn leaving_not_by(self, name: &str) -> Self {
         self.link(libc::NFT_META_OIFNAME, libc::NFT_CMP_NEQ, name)
     }
 

@@ -80,6 +80,33 @@ fn a_killed_pod_leaves_nothing_and_a_second_gc_changes_nothing() {
     assert_eq!(snapshot(), before);
 }
 
+/// How many nfnetlink sockets the calling thread's host has open.
+fn netfilter_sockets() -> usize {
+    let table = std::fs::read_to_string("/proc/thread-self/net/netlink").unwrap();
+    table.lines().filter(|line| line.split_whitespace().nth(1) == Some("12")).count()
+}
+
+#[test]
+fn a_pod_that_ends_by_itself_leaves_nothing_to_collect() {
+    let Some(host) = host() else { return };
+    let sockets = netfilter_sockets();
+    let (leases, request) =
+        (host.leases(), NetworkRequest { ports: vec![port(Protocol::Tcp, None, 8080, 80)], ..request() });
+    let pod = Place::start(move || Some(PodNetwork::create(&request, &leases).unwrap()));
+    pod.run(|_| {});
+    assert_eq!(netfilter_sockets(), sockets + 1);
+    let leases = host.leases();
+    pod.run(move |network| network.take().unwrap().end(&leases));
+    assert_eq!(nft("list ruleset"), "");
+    std::net::TcpListener::bind("0.0.0.0:8080").expect("the port is free");
+    assert_eq!(gc(&host.leases()).unwrap(), GcReport::default());
+    let start = Instant::now();
+    while netfilter_sockets() > sockets {
+        assert!(start.elapsed() < Duration::from_secs(10), "the rules' socket was never closed");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 #[test]
 fn a_living_pod_is_not_collected() {
     let Some(host) = host() else { return };

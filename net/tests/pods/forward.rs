@@ -84,6 +84,7 @@ fn two_pods_publish_different_ports_side_by_side() {
     pods.iter().for_each(serve_everywhere);
     for number in [8080, 8081] {
         assert_eq!(ask_tcp("127.0.0.1", number, PATIENCE).as_deref(), Some("172.16.28.1"));
+        assert_eq!(ask_tcp("::1", number, PATIENCE).as_deref(), Some("fd70:6f64:766d::ac10:1c01"));
     }
 }
 

@@ -69,7 +69,9 @@ fn the_rules_read_as_they_are_meant() {
     let links = ip("-o link show type veth");
     let link = links.split_whitespace().nth(1).unwrap().split('@').next().unwrap();
     let table = nft("list tables").trim().to_string();
-    let shown = nft("-nn list ruleset").replace(link, "LINK").replace(&table, "TABLE");
-    assert_eq!(shown, include_str!("expected-rules.txt"));
+    let shown = nft("list ruleset").replace(link, "LINK").replace(&table, "TABLE");
+    let without_program: String =
+        shown.lines().map(|line| line.split(" # progname").next().unwrap().to_owned() + "\n").collect();
+    assert_eq!(without_program, include_str!("expected-rules.txt"));
     drop(pod);
 }
