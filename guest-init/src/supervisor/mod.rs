@@ -125,6 +125,8 @@ impl<W: Walls> Supervisor<W> {
             if let Err(error) = self.turn() {
                 note(&error);
                 self.fail(error.to_string());
+                // There may be nothing left whose event would take the pod to its end.
+                self.advance_pod();
             }
         }
         self.walls.leave();
