@@ -15,7 +15,7 @@
 //! | `link`, `tap` | links, addresses, routes; the VM's tap |
 //! | `netlink` | messages and sockets under both |
 //! | [`LeaseDir`] | which pod has which address |
-//! | `port` | claims on the host's ports |
+//! | `port`, `conntrack` | claims on the host's ports, and flows to them from before |
 //! | [`host_dns`] | the host's name servers |
 //!
 //! Settings of the host that are made for the first pod and stay: `net.ipv4.ip_forward=1`, `net.ipv6.conf.all.forwarding=1`, and
@@ -26,6 +26,7 @@
 
 #![warn(missing_docs)]
 
+mod conntrack;
 mod dns;
 mod gc;
 mod lease;

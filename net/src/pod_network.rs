@@ -10,6 +10,7 @@ use podvm_pod::manifest::NetworkMode;
 use podvm_pod::protocol::{DnsSpec, InterfaceSpec, NetworkSpec};
 use uuid::Uuid;
 
+use crate::conntrack::forget_udp_flows;
 use crate::dns::host_dns;
 use crate::lease::{Lease, LeaseDir, LeaseError};
 use crate::link::{self, LOOPBACK_INDEX, VethEnd, mac_of};
@@ -224,6 +225,8 @@ fn connect(request: &NetworkRequest, place: &Place, forwards: &[Forward], table:
     let addresses: Vec<_> = place.pairs.iter().map(|(pod, _)| *pod).collect();
     let table = pod_table(table.into(), &place.host_link, &addresses, forwards);
     table.commit(&rules).map_err(CreateError::Rules)?;
+    // Without the kernel's nf_conntrack_netlink, old flows go astray until their peers pause for half a minute.
+    let _ = forget_udp_flows(&rules, forwards);
 
     let namespace = enter_new_namespace()?;
     if place.ipv6.is_some() {

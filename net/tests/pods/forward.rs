@@ -66,6 +66,34 @@ fn a_published_port_answers_other_pods_and_its_own() {
 }
 
 #[test]
+fn a_udp_peer_that_never_pauses_reaches_each_pod_in_turn() {
+    let Some(host) = host() else { return };
+    let _outside = host.outside();
+    let first = host.pod(&[]);
+    for peer in ["127.0.0.1:8080", "[::1]:8080"] {
+        let bind = if peer.starts_with('[') { "[::]:0" } else { "0.0.0.0:0" };
+        let socket = std::net::UdpSocket::bind(bind).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        let ask = || {
+            let mut buffer = [0; 64];
+            socket.send_to(b"?", peer).unwrap();
+            socket.recv(&mut buffer).map(|length| buffer[..length].to_vec())
+        };
+        // Nobody is there yet, but the flow is remembered.
+        socket.send_to(b"?", peer).unwrap();
+        for _ in 0..2 {
+            let pod = host.pod(&published());
+            serve_everywhere(&pod);
+            ask().expect("the pod answers a flow that began without it");
+            let leases = host.leases();
+            drop(pod);
+            while podvm_net::gc(&leases).unwrap().addresses.is_empty() {}
+        }
+    }
+    drop(first);
+}
+
+#[test]
 fn a_port_published_at_one_address_is_closed_at_the_others() {
     let Some(host) = host() else { return };
     let outside = host.outside();
