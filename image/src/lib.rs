@@ -1,4 +1,16 @@
 //! Images: references, OCI layouts and archives, the content-addressed EROFS store.
+//!
+//! ```no_run
+//! use podvm_image::{ImportOptions, Silent, Store};
+//!
+//! let store = Store::open("/var/lib/podvm/images")?;
+//! store.import("./etcd".as_ref(), &ImportOptions::default(), &Silent)?;
+//! let image = store.resolve("etcd")?;
+//! for layer in &image.layers {
+//!     println!("{} {}", layer.path.display(), layer.size);
+//! }
+//! # Ok::<(), podvm_image::StoreError>(())
+//! ```
 
 #![forbid(unsafe_code)]
 
@@ -7,8 +19,17 @@ mod decode;
 pub mod digest;
 pub mod erofs;
 pub mod oci;
+pub mod progress;
 pub mod reference;
+pub mod source;
+pub mod store;
 pub mod tar;
 
 pub use digest::Digest;
+pub use oci::{Format, ImageConfig};
+pub use progress::{Event, Progress, Silent};
 pub use reference::Reference;
+pub use source::ImageSource;
+pub use store::{
+    Collected, Image, ImportOptions, Imported, Layer, Problem, Removed, ResolvedImage, Store, StoreError, Uses,
+};

@@ -24,7 +24,7 @@ fn fill_block<'a>(names: impl Iterator<Item = &'a [u8]>) -> (usize, usize) {
 }
 
 /// Size of a directory with these names, which must be sorted and hold `.` and `..`.
-pub fn size<'a>(names: &[&'a [u8]]) -> u64 {
+pub fn size(names: &[&[u8]]) -> u64 {
     let (mut rest, mut size) = (names, 0);
     loop {
         let (count, used) = fill_block(rest.iter().copied());

@@ -24,7 +24,10 @@ const OPAQUE: (u8, &[u8]) = (4, b"overlay.opaque");
 
 /// The attributes of one inode.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Xattrs(BTreeMap<(u8, Box<[u8]>), Box<[u8]>>);
+pub struct Xattrs(BTreeMap<Name, Box<[u8]>>);
+
+/// Number of the prefix, and what follows it.
+type Name = (u8, Box<[u8]>);
 
 /// What became of an attribute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,10 +76,9 @@ impl Xattrs {
         if self.0.is_empty() {
             return 0;
         }
-        let entry = |((_, name), value): (&(u8, Box<[u8]>), &Box<[u8]>)| {
-            (XATTR_ENTRY_SIZE + name.len() + value.len()).next_multiple_of(4)
-        };
-        XATTR_HEADER_SIZE + self.0.iter().map(entry).sum::<usize>()
+        let entries =
+            self.0.iter().map(|((_, name), value)| (XATTR_ENTRY_SIZE + name.len() + value.len()).next_multiple_of(4));
+        XATTR_HEADER_SIZE + entries.sum::<usize>()
     }
 
     /// The attributes' bytes, [`Xattrs::size`] of them.
@@ -94,10 +96,6 @@ impl Xattrs {
             bytes.resize(bytes.len().next_multiple_of(4), 0);
         }
         bytes
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
     }
 }
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::error::OciError;
 use crate::decode::{Compression, decode};
-use crate::tar::{Kind, Seekable, TarReader, show};
+use crate::tar::{Kind, Seekable, TarError, TarReader, show};
 
 /// Most files of an archive of images.
 const MAX_FILES: usize = 200_000;
@@ -17,6 +17,9 @@ const MAX_FILES: usize = 200_000;
 const MAX_LINKS: usize = 8;
 /// Largest compressed archive when unpacked, which needs so much scratch space.
 const MAX_UNPACKED: u64 = 512 << 30;
+
+/// Size of a tar header.
+const BLOCK: u64 = crate::tar::BLOCK as u64;
 
 /// Named files, opened by name.
 #[derive(Debug)]
@@ -194,7 +197,13 @@ fn link_target(name: &[u8], target: &[u8]) -> Vec<u8> {
 }
 
 fn index(file: &File, path: &Path) -> Result<HashMap<Vec<u8>, Member>, OciError> {
-    let tar_error = |source| OciError::Archive { path: path.to_owned(), source };
+    let tar_error = |source| match source {
+        // Not even one entry: it is no archive at all.
+        TarError::Header { offset: 0, .. } | TarError::Truncated { offset: 0..BLOCK } => {
+            OciError::NotAnImage { path: path.to_owned() }
+        }
+        source => OciError::Archive { path: path.to_owned(), source },
+    };
     let input = Seekable::new(file).map_err(|source| OciError::Io { path: path.to_owned(), source })?;
     let mut reader = TarReader::new(input);
     let mut members = HashMap::new();

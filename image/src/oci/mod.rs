@@ -7,6 +7,8 @@
 mod docker;
 mod error;
 mod files;
+#[cfg(test)]
+pub(crate) mod fixture;
 mod layout;
 mod spec;
 

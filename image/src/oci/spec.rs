@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Largest manifest or index, in bytes, as registries have it.
 pub const MAX_MANIFEST: u64 = 4 << 20;
@@ -22,6 +22,11 @@ fn or_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(de: D) -
 fn keys<'de, D: Deserializer<'de>>(de: D) -> Result<Vec<String>, D::Error> {
     let map = Option::<BTreeMap<String, serde::de::IgnoredAny>>::deserialize(de)?;
     Ok(map.unwrap_or_default().into_keys().collect())
+}
+
+/// Writes names as [`keys`] reads them.
+fn as_keys<S: Serializer>(names: &[String], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(names.iter().map(|name| (name, serde_json::json!({}))))
 }
 
 /// Points to content by digest and size.
@@ -112,10 +117,10 @@ pub struct ImageConfig {
     #[serde(deserialize_with = "or_default")]
     pub working_dir: String,
     /// `80/tcp` each.
-    #[serde(deserialize_with = "keys")]
+    #[serde(deserialize_with = "keys", serialize_with = "as_keys")]
     pub exposed_ports: Vec<String>,
     /// Paths that are meant to be volumes.
-    #[serde(deserialize_with = "keys")]
+    #[serde(deserialize_with = "keys", serialize_with = "as_keys")]
     pub volumes: Vec<String>,
     /// The signal that asks the app to end, by name or number; empty for SIGTERM.
     #[serde(deserialize_with = "or_default")]
@@ -174,6 +179,8 @@ mod tests {
         assert!(file.platform.runs_here() || host_architecture() != "amd64");
         assert_eq!(file.config.exposed_ports, ["53/udp", "80/tcp"]);
         assert_eq!(file.config.entrypoint, ["/e"]);
+        let again = serde_json::to_string(&file.config).unwrap();
+        assert_eq!(serde_json::from_str::<ImageConfig>(&again).unwrap(), file.config);
         assert_eq!((file.config.user.as_str(), file.config.labels.len()), ("", 0));
         let none: ConfigFile = serde_json::from_str(r#"{"config":null,"rootfs":{}}"#).unwrap();
         assert_eq!(none.config, ImageConfig::default());

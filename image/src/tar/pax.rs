@@ -32,6 +32,13 @@ pub struct PaxSparse {
     pub numbers: Vec<u64>,
 }
 
+/// One record, and the bytes after it.
+struct Record<'a> {
+    key: &'a [u8],
+    value: &'a [u8],
+    rest: &'a [u8],
+}
+
 impl PaxSparse {
     /// Whether any of the sparse formats is in use.
     pub fn is_used(&self) -> bool {
@@ -43,7 +50,7 @@ impl Pax {
     /// Takes in the records of one extended header.
     pub fn merge(&mut self, mut records: &[u8]) -> Result<(), &'static str> {
         while !records.is_empty() {
-            let (key, value, rest) = split_record(records)?;
+            let Record { key, value, rest } = split_record(records)?;
             self.apply(key, value)?;
             records = rest;
         }
@@ -81,10 +88,11 @@ impl Pax {
                 }
                 self.sparse.numbers.push(n);
             }
-            _ => match key.strip_prefix(b"SCHILY.xattr.") {
-                Some(name) => self.set_xattr(name, value)?,
-                None => {}
-            },
+            _ => {
+                if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
+                    self.set_xattr(name, value)?;
+                }
+            }
         }
         Ok(())
     }
@@ -115,8 +123,8 @@ impl Pax {
     }
 }
 
-/// Takes the first record off: key, value and what follows.
-fn split_record(records: &[u8]) -> Result<(&[u8], &[u8], &[u8]), &'static str> {
+/// Takes the first record off.
+fn split_record(records: &[u8]) -> Result<Record<'_>, &'static str> {
     let space = records.iter().take(21).position(|&b| b == b' ').ok_or("a record has no length")?;
     let length = number(&records[..space], "a record's length")?.ok_or("a record has no length")?;
     let length = usize::try_from(length).map_err(|_| "a record is longer than its header")?;
@@ -127,7 +135,7 @@ fn split_record(records: &[u8]) -> Result<(&[u8], &[u8], &[u8]), &'static str> {
     let body = record.get(space + 1..).and_then(|body| body.strip_suffix(b"\n"));
     let body = body.ok_or("a record does not end with its line")?;
     let equals = body.iter().position(|&b| b == b'=').ok_or("a record has no value")?;
-    Ok((&body[..equals], &body[equals + 1..], rest))
+    Ok(Record { key: &body[..equals], value: &body[equals + 1..], rest })
 }
 
 /// A decimal number; nothing is `None`.

@@ -43,11 +43,6 @@ impl<I: TarInput> TarReader<I> {
         self.offset
     }
 
-    /// The bytes of the current entry's data that are stored in the archive and not yet read.
-    pub fn remaining(&self) -> u64 {
-        self.remaining
-    }
-
     /// The next entry, or `None` at the end of the archive. Data not read is passed over.
     pub fn next_entry(&mut self) -> Result<Option<Entry>, TarError> {
         self.skip_data()?;

@@ -1,0 +1,100 @@
+//! What a user may write where an image is wanted: a stored image's name or id, or a path to import from.
+
+use std::path::{Path, PathBuf};
+
+use crate::oci::Format;
+
+/// An image as the command line names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ImageSource {
+    /// A name, id or unique start of an id in the store.
+    Stored(String),
+    /// A layout or archive, and perhaps `:NAME` to choose one of several images in it.
+    Path {
+        /// How to read it.
+        format: Format,
+        /// The path as written, choice included: whether a colon belongs to the path is seen on opening.
+        path: PathBuf,
+    },
+}
+
+/// Prefixes that name the form of what a path leads to, as skopeo and podman have them.
+const PREFIXES: [(&str, Format); 3] =
+    [("oci:", Format::Oci), ("oci-archive:", Format::Oci), ("docker-archive:", Format::Docker)];
+
+impl ImageSource {
+    /// Tells paths from names: a path starts with `/`, `./` or `../`, or has a prefix such as `oci:`.
+    pub fn parse(text: &str) -> Self {
+        if let Some((rest, format)) =
+            PREFIXES.iter().find_map(|&(prefix, format)| Some((text.strip_prefix(prefix)?, format)))
+        {
+            return Self::Path { format, path: rest.into() };
+        }
+        let is_path = matches!(text, "." | "..") || ["/", "./", "../"].iter().any(|start| text.starts_with(start));
+        match is_path {
+            true => Self::Path { format: Format::Any, path: text.into() },
+            false => Self::Stored(text.to_owned()),
+        }
+    }
+
+    /// A path to import from, whatever it looks like: for commands that take nothing else.
+    pub fn parse_path(text: &str) -> Self {
+        match Self::parse(text) {
+            Self::Stored(path) => Self::Path { format: Format::Any, path: path.into() },
+            path => path,
+        }
+    }
+}
+
+/// Splits `PATH:NAME`: the shortest start that exists and is followed by a colon is the path.
+///
+/// What exists as a whole is all path.
+pub(crate) fn split_choice(path: &Path) -> (PathBuf, Option<String>) {
+    let whole = (path.to_owned(), None);
+    let Some(text) = path.to_str().filter(|_| !path.exists()) else { return whole };
+    let colons = text.match_indices(':').map(|(at, _)| at);
+    colons
+        .filter(|&at| at > 0 && Path::new(&text[..at]).exists())
+        .map(|at| (PathBuf::from(&text[..at]), Some(text[at + 1..].to_owned())))
+        .next()
+        .unwrap_or(whole)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_told_from_names() {
+        let path = |format, path: &str| ImageSource::Path { format, path: path.into() };
+        for (text, expected) in [
+            ("etcd", ImageSource::Stored("etcd".into())),
+            ("localhost/etcd:3", ImageSource::Stored("localhost/etcd:3".into())),
+            ("./etcd", path(Format::Any, "./etcd")),
+            ("../x.tar:tag", path(Format::Any, "../x.tar:tag")),
+            ("/a", path(Format::Any, "/a")),
+            (".", path(Format::Any, ".")),
+            ("oci:etcd:latest", path(Format::Oci, "etcd:latest")),
+            ("oci-archive:a.tar", path(Format::Oci, "a.tar")),
+            ("docker-archive:a.tar", path(Format::Docker, "a.tar")),
+        ] {
+            assert_eq!(ImageSource::parse(text), expected, "{text}");
+        }
+        assert_eq!(ImageSource::parse_path("etcd"), path(Format::Any, "etcd"));
+    }
+
+    #[test]
+    fn a_colon_belongs_to_the_path_when_such_a_path_exists() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        for name in ["plain", "with:colon"] {
+            std::fs::write(at(name), "").unwrap();
+        }
+        let choice = |name: &str| split_choice(&at(name));
+        assert_eq!(choice("plain"), (at("plain"), None));
+        assert_eq!(choice("plain:a/b:c"), (at("plain"), Some("a/b:c".into())));
+        assert_eq!(choice("with:colon"), (at("with:colon"), None));
+        assert_eq!(choice("with:colon:x"), (at("with:colon"), Some("x".into())));
+        assert_eq!(choice("none:x"), (at("none:x"), None));
+    }
+}

@@ -1,0 +1,102 @@
+//! What goes wrong with the store.
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::digest::Digest;
+use crate::erofs::BuildError;
+use crate::oci::OciError;
+
+/// Why something about the store could not be done.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// A file operation failed.
+    #[error("image store: {}: {source}", path.display())]
+    Io {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A record that cannot be read.
+    #[error("image store: {} is damaged ({source}); remove the image and import it again", path.display())]
+    Damaged {
+        /// Which file.
+        path: PathBuf,
+        /// What the parser says.
+        source: serde_json::Error,
+    },
+    /// A record by a later version.
+    #[error("image store: {} is of version {version}; use a newer podvm", path.display())]
+    TooNew {
+        /// Which file.
+        path: PathBuf,
+        /// Its version.
+        version: u32,
+    },
+    /// No image of that name or id.
+    #[error("no image {wanted}: {hint}")]
+    NotFound {
+        /// What was asked for.
+        wanted: String,
+        /// What exists, or how to get it.
+        hint: String,
+    },
+    /// The start of several ids.
+    #[error("image id {wanted} is ambiguous: it is the start of {}", candidates.join(", "))]
+    Ambiguous {
+        /// What was asked for.
+        wanted: String,
+        /// The images it could mean.
+        candidates: Vec<String>,
+    },
+    /// A layer is gone.
+    #[error("image {image} is incomplete: {} is missing; import the image again", path.display())]
+    MissingLayer {
+        /// The image.
+        image: String,
+        /// The layer's file.
+        path: PathBuf,
+    },
+    /// Pods run from it.
+    #[error("image {image} is used by pod {}; remove the pod first", pods.join(", "))]
+    InUse {
+        /// The image.
+        image: String,
+        /// Who uses it.
+        pods: Vec<String>,
+    },
+    /// Which images pods use could not be found out.
+    #[error("cannot tell which images are in use: {0}")]
+    Uses(#[source] io::Error),
+    /// The image cannot be read where it is.
+    #[error(transparent)]
+    Oci(#[from] OciError),
+    /// A layer cannot be made into an EROFS image.
+    #[error("{file}: {source}")]
+    Layer {
+        /// The layer's file.
+        file: String,
+        /// Why.
+        source: BuildError,
+    },
+    /// The unpacked layer is not what the configuration says.
+    #[error(
+        "{file} is not the layer that the image's configuration names: unpacked, its digest is \
+         {actual}, expected {expected}; get the image anew"
+    )]
+    DiffIdMismatch {
+        /// The layer's file.
+        file: String,
+        /// What the configuration says.
+        expected: Digest,
+        /// What it is.
+        actual: Digest,
+    },
+}
+
+/// Names the file of a failed operation.
+pub(crate) fn at(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> StoreError {
+    let path = path.into();
+    move |source| StoreError::Io { path, source }
+}

@@ -1,0 +1,175 @@
+//! Images from layouts and archives into the store.
+
+use std::io;
+use std::num::NonZero;
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::Store;
+use super::error::{StoreError, at};
+use super::records::{ImageRecord, to_bytes};
+use super::scratch::{Scratch, sweep, sync_directory, write_atomically};
+use crate::digest::Digest;
+use crate::erofs::Limits;
+use crate::oci::{self, Format, Found, FoundLayer};
+use crate::progress::{Event, Progress};
+use crate::reference::Reference;
+use crate::source::split_choice;
+
+/// Most layers unpacked at once: each needs a few MiB and two threads.
+const MAX_WORKERS: usize = 4;
+
+/// How an image is to be imported.
+#[derive(Debug, Clone)]
+pub struct ImportOptions {
+    /// How to read the path.
+    pub format: Format,
+    /// The name to store it under, instead of those it brings.
+    pub name: Option<Reference>,
+    /// What a layer may be at most.
+    pub limits: Limits,
+}
+
+impl Default for ImportOptions {
+    fn default() -> Self {
+        Self { format: Format::Any, name: None, limits: Limits::default() }
+    }
+}
+
+/// What an import did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Imported {
+    /// The image.
+    pub id: Digest,
+    /// The names that now stand for it; none when it brought none that can be used.
+    pub names: Vec<Reference>,
+    /// Bytes of its layers in the store.
+    pub size: u64,
+    /// Number of different layers, and how many of them were stored already.
+    pub layers: usize,
+    /// How many of `layers` were stored already.
+    pub present: usize,
+}
+
+impl Store {
+    /// Imports the image at `path`: a layout, an archive, or one of several by `PATH:NAME`.
+    ///
+    /// All bytes are checked against their digests. On an error nothing of the image can be found;
+    /// layers that were right stay until the next collection and make a second try short.
+    pub fn import(
+        &self,
+        path: &Path,
+        options: &ImportOptions,
+        progress: &dyn Progress,
+    ) -> Result<Imported, StoreError> {
+        let tmp = self.tmp();
+        sweep(&tmp).map_err(at(&tmp))?;
+        let _importing = self.importing()?;
+        let (path, choice) = split_choice(path);
+        let scratch = || Scratch::file(&tmp).and_then(Scratch::anonymous);
+        let found = oci::open(&path, options.format, choice.as_deref(), &scratch)?;
+        let (layers, present) = self.store_layers(&found.layers, &options.limits, progress)?;
+        let size = layers.iter().sum();
+        self.store_image(&found, size)?;
+        let names: Vec<Reference> = match &options.name {
+            Some(name) => vec![name.without_digest()],
+            None => found.names.iter().map(Reference::without_digest).collect(),
+        };
+        for name in &names {
+            self.set_name(name, found.id)?;
+        }
+        Ok(Imported { id: found.id, names, size, layers: layers.len(), present })
+    }
+
+    /// Stores all layers, several at once. Returns the sizes of the different ones, and how many were there.
+    fn store_layers(
+        &self,
+        layers: &[FoundLayer],
+        limits: &Limits,
+        progress: &dyn Progress,
+    ) -> Result<(Vec<u64>, usize), StoreError> {
+        let mut unique: Vec<&FoundLayer> = Vec::new();
+        for layer in layers {
+            if !unique.iter().any(|other| other.diff_id == layer.diff_id) {
+                unique.push(layer);
+            }
+        }
+        let bytes = unique.iter().map(|layer| layer.slice.remaining()).sum();
+        progress.event(Event::Begin { layers: unique.len(), bytes });
+        let stored = unique.iter().map(|layer| self.stored_layer(&layer.diff_id));
+        let present = stored.collect::<Result<Vec<_>, _>>()?.iter().flatten().count();
+        let next = AtomicUsize::new(0);
+        let sizes = Mutex::new(vec![0; unique.len()]);
+        let failure = Mutex::new(None);
+        let work = || {
+            loop {
+                let number = next.fetch_add(1, Ordering::Relaxed);
+                let Some(layer) = unique.get(number) else { return };
+                match self.store_layer(layer, number, limits, progress) {
+                    Ok(size) => held(&sizes)[number] = size,
+                    Err(error) => {
+                        held(&failure).get_or_insert(error);
+                        // The others finish what they have begun and take nothing new.
+                        next.store(unique.len(), Ordering::Relaxed);
+                    }
+                }
+            }
+        };
+        let cpus = thread::available_parallelism().map_or(1, NonZero::get);
+        let workers = unique.len().min(cpus).min(MAX_WORKERS);
+        thread::scope(|scope| {
+            for _ in 1..workers {
+                scope.spawn(work);
+            }
+            work();
+        });
+        match held(&failure).take() {
+            Some(error) => Err(error),
+            None => Ok((std::mem::take(&mut held(&sizes)), present)),
+        }
+    }
+
+    /// Records an image whose layers are stored.
+    fn store_image(&self, found: &Found, size: u64) -> Result<(), StoreError> {
+        let place = self.image_directory(&found.id);
+        let record_path = place.join("image.json");
+        let platform = &found.config_file.platform;
+        let record = ImageRecord {
+            version: ImageRecord::VERSION,
+            id: found.id,
+            manifest_digest: found.manifest_digest,
+            os: platform.os.clone(),
+            architecture: platform.architecture.clone(),
+            created: found.config_file.created.clone(),
+            imported: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs()),
+            size,
+            layers: found.layers.iter().map(|layer| layer.diff_id).collect(),
+            config: found.config_file.config.clone(),
+        };
+        if place.exists() {
+            return self.write(&record_path, &record);
+        }
+        let tmp = self.tmp();
+        let scratch = Scratch::directory(&tmp).map_err(at(&tmp))?;
+        let record = to_bytes(&record, &record_path)?;
+        let files = [("image.json", &record), ("config.json", &found.config), ("manifest.json", &found.manifest)];
+        for (name, content) in files {
+            write_atomically(&tmp, &scratch.path().join(name), content).map_err(at(&place))?;
+        }
+        scratch.seal().map_err(at(&place))?;
+        match scratch.keep(&place) {
+            // Another import of the same image was faster; its record says the same.
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
+            Err(error) => Err(at(&place)(error)),
+            Ok(()) => sync_directory(&self.images()).map_err(at(self.images())),
+        }
+    }
+}
+
+/// What a mutex guards; a panic elsewhere does not make it worse.
+fn held<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}

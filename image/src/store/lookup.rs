@@ -1,0 +1,207 @@
+//! Finding images: by name, by id, by the start of an id. Reads a few small files, however large the images are.
+
+use std::path::{Path, PathBuf};
+
+use super::Store;
+use super::error::StoreError;
+use super::records::ImageRecord;
+use super::scratch::Lock;
+use crate::digest::Digest;
+use crate::oci::ImageConfig;
+use crate::reference::Reference;
+
+/// Fewest hex digits that count as the start of an id: shorter ones are more often mistyped names.
+const MIN_PREFIX: usize = 4;
+/// Most names that a message lists.
+const MAX_LISTED: usize = 10;
+
+/// A stored image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Image {
+    /// The digest of its configuration.
+    pub id: Digest,
+    /// The digest of the manifest it came with, if any.
+    pub manifest_digest: Option<Digest>,
+    /// Its names, sorted; none when another image has taken them over.
+    pub names: Vec<Reference>,
+    /// What it runs on, such as `amd64`.
+    pub architecture: String,
+    /// When it was made, in its maker's words (RFC 3339).
+    pub created: Option<String>,
+    /// When it was imported, in seconds since 1970.
+    pub imported: u64,
+    /// Bytes of its layers in the store, those it shares with others included.
+    pub size: u64,
+    /// The layers' names in the store, lowest first.
+    pub layers: Vec<Digest>,
+    /// How it wants to be run.
+    pub config: ImageConfig,
+}
+
+/// A layer in the store: an EROFS image that can be mounted or mapped.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layer {
+    /// The digest of the layer's plain tar.
+    pub diff_id: Digest,
+    /// The EROFS image.
+    pub path: PathBuf,
+    /// Its size in bytes, a multiple of 4096.
+    pub size: u64,
+}
+
+/// An image to run a pod from. While this lives, the image cannot be removed.
+///
+/// Keep it until the pod is recorded as a user of the image (see [`Store::remove`]), then drop it:
+/// removals wait for it.
+#[derive(Debug)]
+pub struct ResolvedImage {
+    /// The digest of the image's configuration.
+    pub id: Digest,
+    /// How it wants to be run.
+    pub config: ImageConfig,
+    /// Lowest first.
+    pub layers: Vec<Layer>,
+    _hold: Lock,
+}
+
+impl Store {
+    /// Finds an image and its layers, ready to run.
+    pub fn resolve(&self, wanted: &str) -> Result<ResolvedImage, StoreError> {
+        let hold = self.using()?;
+        let id = self.find_id(wanted)?;
+        let record = self.image_record(&id)?.ok_or_else(|| self.not_found(wanted))?;
+        let layers = record
+            .layers
+            .iter()
+            .map(|diff_id| {
+                let path = self.blob_path(diff_id);
+                match self.stored_layer(diff_id)? {
+                    Some(size) => Ok(Layer { diff_id: *diff_id, path, size }),
+                    None => Err(StoreError::MissingLayer { image: wanted.to_owned(), path }),
+                }
+            })
+            .collect::<Result<_, _>>()?;
+        Ok(ResolvedImage { id, config: record.config, layers, _hold: hold })
+    }
+
+    /// Finds an image.
+    pub fn find(&self, wanted: &str) -> Result<Image, StoreError> {
+        let id = self.find_id(wanted)?;
+        let record = self.image_record(&id)?.ok_or_else(|| self.not_found(wanted))?;
+        let names = self.names_of(&id)?;
+        Ok(image(record, names))
+    }
+
+    /// All images, by name; those without a name last.
+    pub fn list(&self) -> Result<Vec<Image>, StoreError> {
+        let names = self.all_names()?;
+        let mut images = Vec::new();
+        for id in self.all_images()? {
+            // One removed meanwhile is simply not there.
+            if let Some(record) = self.image_record(&id)? {
+                let own = names.iter().filter(|(_, named)| *named == id);
+                images.push(image(record, own.map(|(name, _)| name.clone()).collect()));
+            }
+        }
+        images.sort_by(|a, b| {
+            let key = |image: &Image| (image.names.is_empty(), image.names.first().cloned(), image.id);
+            key(a).cmp(&key(b))
+        });
+        Ok(images)
+    }
+
+    /// An image's configuration as it came, byte for byte: the digest of it is the image's id.
+    pub fn config_path(&self, id: &Digest) -> PathBuf {
+        self.image_directory(id).join("config.json")
+    }
+
+    /// An image's manifest as it came.
+    pub fn manifest_path(&self, id: &Digest) -> PathBuf {
+        self.image_directory(id).join("manifest.json")
+    }
+
+    pub(super) fn names_of(&self, id: &Digest) -> Result<Vec<Reference>, StoreError> {
+        let all = self.all_names()?;
+        Ok(all.into_iter().filter(|(_, named)| named == id).map(|(name, _)| name).collect())
+    }
+
+    /// The name in the store that `wanted` means, and its image.
+    pub(super) fn find_name(&self, wanted: &str) -> Result<Option<(Reference, Digest)>, StoreError> {
+        let Ok(reference) = wanted.parse::<Reference>() else { return Ok(None) };
+        for candidate in reference.candidates() {
+            let name = candidate.without_digest();
+            let Some(id) = self.named(&name)? else { continue };
+            if let Some(pinned) = reference.digest() {
+                let manifest = self.image_record(&id)?.and_then(|record| record.manifest_digest);
+                if manifest != Some(*pinned) && id != *pinned {
+                    continue;
+                }
+            }
+            return Ok(Some((name, id)));
+        }
+        Ok(None)
+    }
+
+    pub(super) fn find_id(&self, wanted: &str) -> Result<Digest, StoreError> {
+        if let Some((_, id)) = self.find_name(wanted)? {
+            return Ok(id);
+        }
+        // A digest pins the manifest, whatever name it is stored under by now.
+        if let Some(pinned) = wanted.parse::<Reference>().ok().and_then(|r| r.digest().copied()) {
+            for id in self.all_images()? {
+                let record = self.image_record(&id)?;
+                if record.is_some_and(|record| record.manifest_digest == Some(pinned)) {
+                    return Ok(id);
+                }
+            }
+        }
+        let prefix = wanted.strip_prefix("sha256:").unwrap_or(wanted);
+        let is_prefix = prefix.len() >= MIN_PREFIX && prefix.bytes().all(|b| b.is_ascii_hexdigit());
+        if !is_prefix {
+            return Err(self.not_found(wanted));
+        }
+        let prefix = prefix.to_ascii_lowercase();
+        let all = self.all_images()?;
+        let mut fitting: Vec<Digest> = all.into_iter().filter(|id| id.hex().starts_with(&prefix)).collect();
+        fitting.sort();
+        match fitting.as_slice() {
+            [] => Err(self.not_found(wanted)),
+            [id] => Ok(*id),
+            several => Err(StoreError::Ambiguous {
+                wanted: wanted.to_owned(),
+                candidates: several.iter().take(MAX_LISTED).map(Digest::short).collect(),
+            }),
+        }
+    }
+
+    /// Says what there is instead.
+    fn not_found(&self, wanted: &str) -> StoreError {
+        let names = self.all_names().unwrap_or_default();
+        let listed: Vec<String> = names.iter().take(MAX_LISTED).map(|(name, _)| name.to_string()).collect();
+        let more = if names.len() > listed.len() { ", …" } else { "" };
+        let hint = if Path::new(wanted).exists() {
+            format!("to use the file or directory of that name, write ./{wanted}")
+        } else if let Err(error) = wanted.parse::<Reference>() {
+            error.to_string()
+        } else if listed.is_empty() {
+            "there are none yet; import one with `podvm image import PATH`".to_owned()
+        } else {
+            format!("there are {}{more}; `podvm image import PATH` brings more", listed.join(", "))
+        };
+        StoreError::NotFound { wanted: wanted.to_owned(), hint }
+    }
+}
+
+fn image(record: ImageRecord, names: Vec<Reference>) -> Image {
+    Image {
+        id: record.id,
+        manifest_digest: record.manifest_digest,
+        names,
+        architecture: record.architecture,
+        created: record.created,
+        imported: record.imported,
+        size: record.size,
+        layers: record.layers,
+        config: record.config,
+    }
+}

@@ -1,0 +1,161 @@
+//! The store's small files: images, names, and what is known of layers.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::Store;
+use super::error::{StoreError, at};
+use super::scratch::write_atomically;
+use crate::digest::Digest;
+use crate::oci::ImageConfig;
+use crate::reference::Reference;
+
+/// Version of all records. A reader refuses what is newer than itself.
+const VERSION: u32 = 1;
+
+/// `images/<id>/image.json`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ImageRecord {
+    pub version: u32,
+    pub id: Digest,
+    pub manifest_digest: Option<Digest>,
+    pub os: String,
+    pub architecture: String,
+    /// When the image was made, as its maker wrote it.
+    pub created: Option<String>,
+    /// When it came into the store, in seconds since 1970.
+    pub imported: u64,
+    /// Bytes of its layers in the store.
+    pub size: u64,
+    /// Lowest first.
+    pub layers: Vec<Digest>,
+    pub config: ImageConfig,
+}
+
+/// `refs/….json`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct NameRecord {
+    pub version: u32,
+    pub name: Reference,
+    pub id: Digest,
+}
+
+/// `blobs/sha256/….json`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlobRecord {
+    pub version: u32,
+    pub size: u64,
+    /// As [`crate::erofs::image_digest`] computes it.
+    pub digest: Digest,
+}
+
+impl ImageRecord {
+    pub const VERSION: u32 = VERSION;
+}
+
+impl BlobRecord {
+    pub fn new(size: u64, digest: Digest) -> Self {
+        Self { version: VERSION, size, digest }
+    }
+}
+
+/// Just the version of any record.
+#[derive(Deserialize)]
+struct Versioned {
+    version: u32,
+}
+
+/// Reads a record; `None` when there is none.
+pub fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, StoreError> {
+    let bytes = match fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(at(path)(error)),
+    };
+    let damaged = |source| StoreError::Damaged { path: path.to_owned(), source };
+    match serde_json::from_slice(&bytes) {
+        Ok(record) => Ok(Some(record)),
+        Err(source) => match serde_json::from_slice::<Versioned>(&bytes) {
+            Ok(Versioned { version }) if version > VERSION => {
+                Err(StoreError::TooNew { path: path.to_owned(), version })
+            }
+            _ => Err(damaged(source)),
+        },
+    }
+}
+
+/// Names of the files in a directory, without those that are no UTF-8, which the store never writes.
+pub fn names_in(directory: &Path) -> Result<Vec<String>, StoreError> {
+    let entries = fs::read_dir(directory).map_err(at(directory))?;
+    let mut names = Vec::new();
+    for entry in entries {
+        names.extend(entry.map_err(at(directory))?.file_name().into_string().ok());
+    }
+    Ok(names)
+}
+
+impl Store {
+    /// Writes a record so that it is there wholly or not at all.
+    pub(super) fn write<T: Serialize>(&self, path: &Path, record: &T) -> Result<(), StoreError> {
+        let bytes = to_bytes(record, path)?;
+        write_atomically(&self.tmp(), path, &bytes).map_err(at(path))
+    }
+
+    pub(super) fn image_record(&self, id: &Digest) -> Result<Option<ImageRecord>, StoreError> {
+        read(&self.image_directory(id).join("image.json"))
+    }
+
+    pub(super) fn blob_record(&self, diff_id: &Digest) -> Result<Option<BlobRecord>, StoreError> {
+        read(&self.blob_record_path(diff_id))
+    }
+
+    fn name_path(&self, name: &Reference) -> PathBuf {
+        self.refs().join(format!("{}.json", Digest::of(name.to_string().as_bytes()).hex()))
+    }
+
+    /// The image that a name stands for.
+    pub(super) fn named(&self, name: &Reference) -> Result<Option<Digest>, StoreError> {
+        Ok(read::<NameRecord>(&self.name_path(name))?.map(|record| record.id))
+    }
+
+    pub(super) fn set_name(&self, name: &Reference, id: Digest) -> Result<(), StoreError> {
+        let record = NameRecord { version: VERSION, name: name.clone(), id };
+        self.write(&self.name_path(name), &record)
+    }
+
+    pub(super) fn remove_name(&self, name: &Reference) -> Result<(), StoreError> {
+        let path = self.name_path(name);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at(path)(error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// All names and what they stand for, sorted by name.
+    pub(super) fn all_names(&self) -> Result<Vec<(Reference, Digest)>, StoreError> {
+        let mut all = Vec::new();
+        for file in names_in(&self.refs())? {
+            // One removed meanwhile is simply not there.
+            if let Some(record) = read::<NameRecord>(&self.refs().join(file))? {
+                all.push((record.name, record.id));
+            }
+        }
+        all.sort();
+        Ok(all)
+    }
+
+    /// The ids of all images.
+    pub(super) fn all_images(&self) -> Result<Vec<Digest>, StoreError> {
+        let names = names_in(&self.images())?;
+        Ok(names.iter().filter_map(|name| Digest::from_hex(name).ok()).collect())
+    }
+}
+
+/// A record's bytes. Maps with text keys and numbers always have a form in JSON.
+pub fn to_bytes<T: Serialize>(record: &T, path: &Path) -> Result<Vec<u8>, StoreError> {
+    serde_json::to_vec(record).map_err(|source| StoreError::Damaged { path: path.to_owned(), source })
+}

@@ -1,0 +1,139 @@
+//! Checking that the store holds what it says.
+
+use std::fs::{self, File};
+use std::path::PathBuf;
+
+use super::Store;
+use super::error::{StoreError, at};
+use super::records::names_in;
+use crate::digest::Digest;
+use crate::erofs::image_digest;
+use crate::reference::Reference;
+
+/// Something that is not as it should be.
+#[derive(Debug, thiserror::Error)]
+pub enum Problem {
+    /// A layer's bytes have changed, or it was never finished.
+    #[error("{}: digest {actual}, expected {expected}", path.display())]
+    LayerChanged {
+        /// The layer's file.
+        path: PathBuf,
+        /// What is recorded.
+        expected: Digest,
+        /// What it is.
+        actual: Digest,
+    },
+    /// A layer of which nothing is recorded.
+    #[error("{}: nothing is recorded of it", path.display())]
+    LayerUnknown {
+        /// The layer's file.
+        path: PathBuf,
+    },
+    /// A layer that cannot be read.
+    #[error("{}: {source}", path.display())]
+    LayerUnreadable {
+        /// The layer's file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A layer that an image needs is not there.
+    #[error("image {}: layer {layer} is missing", image.short())]
+    LayerMissing {
+        /// The image.
+        image: Digest,
+        /// The layer.
+        layer: Digest,
+    },
+    /// An image's configuration is not the one it is named after.
+    #[error("image {}: its configuration has digest {actual}", image.short())]
+    ConfigChanged {
+        /// The image.
+        image: Digest,
+        /// What it is.
+        actual: Digest,
+    },
+    /// A record that cannot be read.
+    #[error("{0}")]
+    Record(StoreError),
+    /// A name that leads to no image.
+    #[error("name {name} stands for image {}, which is not stored", image.short())]
+    NameLeadsNowhere {
+        /// The name.
+        name: Reference,
+        /// The image.
+        image: Digest,
+    },
+}
+
+impl Store {
+    /// Reads all there is and reports what is wrong. With `repair`, layers that are wrong are removed,
+    /// so that importing their images again makes them new.
+    pub fn verify(&self, repair: bool) -> Result<Vec<Problem>, StoreError> {
+        let mut problems = Vec::new();
+        for file in names_in(&self.blobs())? {
+            let Some(hex) = file.strip_suffix(".erofs") else { continue };
+            let Ok(diff_id) = Digest::from_hex(hex) else { continue };
+            if let Some(problem) = self.verify_layer(&diff_id) {
+                if repair {
+                    let path = self.blob_path(&diff_id);
+                    fs::remove_file(&path).map_err(at(path))?;
+                }
+                problems.push(problem);
+            }
+        }
+        let images = self.all_images()?;
+        for id in &images {
+            self.verify_image(id, &mut problems)?;
+        }
+        for (image, name) in self.all_names()?.into_iter().map(|(name, id)| (id, name)) {
+            if !images.contains(&image) {
+                problems.push(Problem::NameLeadsNowhere { name, image });
+            }
+        }
+        Ok(problems)
+    }
+
+    fn verify_layer(&self, diff_id: &Digest) -> Option<Problem> {
+        let path = self.blob_path(diff_id);
+        let expected = match self.blob_record(diff_id) {
+            Ok(Some(record)) => record.digest,
+            Ok(None) => return Some(Problem::LayerUnknown { path }),
+            Err(error) => return Some(Problem::Record(error)),
+        };
+        match File::open(&path).and_then(|file| image_digest(&file)) {
+            Ok(actual) if actual == expected => None,
+            Ok(actual) => Some(Problem::LayerChanged { path, expected, actual }),
+            Err(source) => Some(Problem::LayerUnreadable { path, source }),
+        }
+    }
+
+    fn verify_image(&self, id: &Digest, problems: &mut Vec<Problem>) -> Result<(), StoreError> {
+        let record = match self.image_record(id) {
+            Ok(Some(record)) => record,
+            // Removed meanwhile.
+            Ok(None) if !self.image_directory(id).exists() => return Ok(()),
+            Ok(None) => {
+                let path = self.image_directory(id).join("image.json");
+                let missing = at(path)(std::io::ErrorKind::NotFound.into());
+                problems.push(Problem::Record(missing));
+                return Ok(());
+            }
+            Err(error) => {
+                problems.push(Problem::Record(error));
+                return Ok(());
+            }
+        };
+        let path = self.config_path(id);
+        let actual = Digest::of(&fs::read(&path).map_err(at(path))?);
+        if actual != *id {
+            problems.push(Problem::ConfigChanged { image: *id, actual });
+        }
+        for layer in record.layers {
+            if self.stored_layer(&layer)?.is_none() {
+                problems.push(Problem::LayerMissing { image: *id, layer });
+            }
+        }
+        Ok(())
+    }
+}
