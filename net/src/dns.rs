@@ -16,25 +16,32 @@ pub fn host_dns() -> DnsSpec {
     usable_dns(Path::new(RESOLV_CONF), Path::new(SYSTEMD_RESOLV_CONF))
 }
 
+/// The name service of this host as the host itself uses it, for a pod on the host's own network.
+pub(crate) fn hosts_own_dns() -> DnsSpec {
+    read(Path::new(RESOLV_CONF), |_| true)
+}
+
 /// The first file with a server that can be reached from a pod counts whole; if there is none, the first file without servers.
 fn usable_dns(first: &Path, second: &Path) -> DnsSpec {
-    let read = |path: &Path| parse(&String::from_utf8_lossy(&fs::read(path).unwrap_or_default()));
-    let dns = read(first);
+    let dns = read(first, is_reachable);
     if !dns.servers.is_empty() {
         return dns;
     }
-    let other = read(second);
+    let other = read(second, is_reachable);
     if other.servers.is_empty() { dns } else { other }
 }
 
-/// Reads resolv.conf(5). Loopback servers are left out: they are the host's own, and so are link-local ones, which mean nothing
-/// without the host's interface.
-fn parse(text: &str) -> DnsSpec {
+fn read(path: &Path, keep: fn(&IpAddr) -> bool) -> DnsSpec {
+    parse(&String::from_utf8_lossy(&fs::read(path).unwrap_or_default()), keep)
+}
+
+/// Reads resolv.conf(5), with the servers that `keep` says yes to.
+fn parse(text: &str, keep: fn(&IpAddr) -> bool) -> DnsSpec {
     let mut dns = DnsSpec::default();
     for line in text.lines() {
         let mut words = line.split_whitespace();
         match words.next() {
-            Some("nameserver") => dns.servers.extend(words.next().and_then(|word| word.parse().ok()).filter(reachable)),
+            Some("nameserver") => dns.servers.extend(words.next().and_then(|word| word.parse().ok()).filter(keep)),
             Some("search" | "domain") => dns.search = words.map(String::from).collect(),
             Some("options") => dns.options.extend(words.map(String::from)),
             _ => {}
@@ -43,7 +50,9 @@ fn parse(text: &str) -> DnsSpec {
     dns
 }
 
-fn reachable(server: &IpAddr) -> bool {
+/// Whether a server can be reached from a pod. Loopback servers are the host's own, and link-local ones mean nothing without the
+/// host's interface.
+fn is_reachable(server: &IpAddr) -> bool {
     let link_local = match server {
         IpAddr::V4(address) => address.is_link_local(),
         IpAddr::V6(address) => address.is_unicast_link_local(),
@@ -56,6 +65,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    fn parse(text: &str) -> DnsSpec {
+        super::parse(text, is_reachable)
+    }
 
     fn write(folder: &Path, name: &str, text: &str) -> std::path::PathBuf {
         let path = folder.join(name);
@@ -79,6 +92,13 @@ mod tests {
             "nameserver 127.0.0.53\nnameserver ::1\nnameserver fe80::1%eth0\nnameserver fe80::1\nnameserver 169.254.1.1\nnameserver 0.0.0.0\nnameserver 192.0.2.1",
         );
         assert_eq!(dns.servers, ["192.0.2.1".parse::<IpAddr>().unwrap()]);
+    }
+
+    #[test]
+    fn on_the_hosts_own_network_loopback_servers_are_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let stub = write(folder.path(), "stub", "nameserver 127.0.0.53\n");
+        assert_eq!(read(&stub, |_| true).servers, ["127.0.0.53".parse::<IpAddr>().unwrap()]);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use podvm_pod::protocol::{DnsSpec, InterfaceSpec, NetworkSpec};
 use uuid::Uuid;
 
 use crate::conntrack::forget_udp_flows;
-use crate::dns::host_dns;
+use crate::dns::{host_dns, hosts_own_dns};
 use crate::lease::{Lease, LeaseDir, LeaseError};
 use crate::link::{self, LOOPBACK_INDEX, VethEnd, mac_of};
 use crate::netlink::{Batch, NetlinkError, Socket};
@@ -128,8 +128,13 @@ impl PodNetwork {
     pub fn create(request: &NetworkRequest, leases: &LeaseDir) -> Result<Self, CreateError> {
         let mode = request.mode.clone();
         match mode {
-            NetworkMode::Host => Ok(Self { mode, interface: None, dns: request.dns.clone(), holds: None }),
+            NetworkMode::Host => {
+                port::check_without_network(&request.ports, true)?;
+                let dns = request.dns.clone().unwrap_or_else(hosts_own_dns);
+                Ok(Self { mode, interface: None, dns: Some(dns), holds: None })
+            }
             NetworkMode::None => {
+                port::check_without_network(&request.ports, false)?;
                 enter_new_namespace()?;
                 let mut batch = Batch::default();
                 link::push_up(&mut batch, LOOPBACK_INDEX, None);
@@ -168,7 +173,7 @@ impl PodNetwork {
         self.interface.as_ref()
     }
 
-    /// The name service the pod is to use; none when it has no network, or the host's.
+    /// The name service the pod is to use; none when it has no network.
     pub fn dns(&self) -> Option<&DnsSpec> {
         self.dns.as_ref()
     }

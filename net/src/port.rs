@@ -61,6 +61,26 @@ pub enum PortError {
         /// The address asked for.
         address: IpAddr,
     },
+    /// There is nothing to forward from or to.
+    #[error(
+        "port {port}/{protocol} cannot be published by a pod without network; leave --port out, or use --net=default"
+    )]
+    NoNetwork {
+        /// The port.
+        port: u16,
+        /// Its protocol.
+        protocol: Protocol,
+    },
+    /// On the host's own network nothing is translated.
+    #[error(
+        "port {port}/{protocol} cannot lead elsewhere on the host's own network; publish it as it is, or use --net=default"
+    )]
+    HostNetwork {
+        /// The port.
+        port: u16,
+        /// Its protocol.
+        protocol: Protocol,
+    },
     /// The socket cannot be made for another reason.
     #[error("port {port}/{protocol} cannot be claimed on this host: {source}")]
     Io {
@@ -75,6 +95,19 @@ pub enum PortError {
 
 fn at(address: &IpAddr) -> String {
     if address.is_unspecified() { String::new() } else { format!(" at {address}") }
+}
+
+/// Refuses ports that a pod without a network of its own cannot have.
+pub(crate) fn check_without_network(ports: &[PublishedPort], host_network: bool) -> Result<(), PortError> {
+    for PublishedPort { protocol, host_ip, host_port: port, pod_port, .. } in ports {
+        let (port, protocol) = (*port, *protocol);
+        match host_network {
+            false => return Err(PortError::NoNetwork { port, protocol }),
+            true if host_ip.is_some() || port != *pod_port => return Err(PortError::HostNetwork { port, protocol }),
+            true => {}
+        }
+    }
+    Ok(())
 }
 
 /// A published port at one address of the host, or at all of a family when unspecified.
@@ -218,6 +251,18 @@ mod tests {
     fn an_address_of_another_host_is_refused() {
         let elsewhere = Forward { address: "192.0.2.1".parse().unwrap(), ..at_loopback(Protocol::Tcp, 40_000) };
         assert!(matches!(claim(&elsewhere), Err(PortError::NotLocal { .. })));
+    }
+
+    #[test]
+    fn without_a_network_of_its_own_a_pod_publishes_nothing_elsewhere() {
+        let (plain, moved) = (published(Protocol::Tcp, None, 80), published(Protocol::Tcp, None, 8080));
+        let narrowed = published(Protocol::Tcp, Some("127.0.0.1"), 80);
+        assert!(check_without_network(&[], false).is_ok());
+        assert!(check_without_network(std::slice::from_ref(&plain), true).is_ok());
+        assert!(matches!(check_without_network(&[plain], false), Err(PortError::NoNetwork { port: 80, .. })));
+        for elsewhere in [moved, narrowed] {
+            assert!(matches!(check_without_network(&[elsewhere], true), Err(PortError::HostNetwork { .. })));
+        }
     }
 
     #[test]

@@ -33,7 +33,8 @@ fn a_pod_cannot_reach_what_listens_on_the_hosts_loopback() {
     let Some(host) = host() else { return };
     let server = UdpSocket::bind("127.0.0.1:7").unwrap();
     server.set_read_timeout(Some(BRIEF)).unwrap();
-    let pod = host.pod(&[]);
+    // A published port is what opens the way between the host's loopback and the pod.
+    let pod = host.pod(&[port(Protocol::Tcp, None, 8080, 80)]);
     pod.run(|_| send_raw("eth0", &udp_frame(POD_MAC, GATEWAY_MAC, [172, 16, 28, 2], [127, 0, 0, 1], 7, b"x")));
     assert!(server.recv(&mut [0; 8]).is_err(), "a pod's packet reached 127.0.0.1");
 }

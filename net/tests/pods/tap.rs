@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::net::UdpSocket;
+use std::net::{IpAddr, Ipv6Addr, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd};
 use std::time::Instant;
 
@@ -89,7 +89,7 @@ fn vm_pod(host: &Host) -> (Pod, File, [u8; 6], [u8; 4]) {
     let pod = host.pod_by(NetworkRequest { endpoint: Endpoint::Vm, ..request() });
     let (tap, interface) =
         pod.run(|network| (network.attach_tap().unwrap().expect("a tap"), network.interface().unwrap().clone()));
-    let std::net::IpAddr::V4(address) = interface.addresses[0].0 else { panic!("IPv4 first") };
+    let IpAddr::V4(address) = interface.addresses[0].0 else { panic!("IPv4 first") };
     (pod, tap.file, interface.mac, address.octets())
 }
 
@@ -111,6 +111,30 @@ fn frames_pass_between_the_vm_and_the_host_both_ways() {
     server.send_to(b"to the VM", peer).unwrap();
     let answer = read_frame(&mut tap, |frame| frame.ends_with(b"to the VM"));
     assert_eq!((&answer[..6], &answer[30..34]), (&mac[..], &address[..]));
+}
+
+/// An Ethernet frame that asks for the MAC address of `target` (RFC 4861, section 4.3), from a VM's link-local address.
+fn neighbour_solicitation(mac: [u8; 6], target: Ipv6Addr) -> Vec<u8> {
+    let source = "fe80::1234".parse::<Ipv6Addr>().unwrap().octets();
+    let [.., x, y, z] = target.octets();
+    let group = [[0xff, 2, 0, 0], [0; 4], [0, 0, 0, 1], [0xff, x, y, z]].concat();
+    let mut message = [&[135, 0, 0, 0, 0, 0, 0, 0][..], &target.octets(), &[1, 1], &mac].concat();
+    let pseudo_header = [&source[..], &group, &[0, 0, 0, message.len() as u8, 0, 0, 0, 58]].concat();
+    let checksum = !ones_complement_sum(&[pseudo_header, message.clone()].concat());
+    message[2..4].copy_from_slice(&checksum.to_be_bytes());
+    let ip = [&[0x60, 0, 0, 0, 0, message.len() as u8, 58, 255][..], &source, &group].concat();
+    [&[0x33, 0x33, 0xff, x, y, z][..], &mac, &[0x86, 0xdd], &ip, &message].concat()
+}
+
+#[test]
+fn a_vm_finds_its_ipv6_gateway() {
+    let Some(host) = host() else { return };
+    let (pod, mut tap, mac, _) = vm_pod(&host);
+    let IpAddr::V6(gateway) = gateways(&pod)[1] else { panic!("IPv6 second") };
+    write_frame(&mut tap, &neighbour_solicitation(mac, gateway));
+    let is_advertisement = |frame: &[u8]| frame.len() >= 78 && frame[12..14] == [0x86, 0xdd] && frame[54] == 136;
+    let reply = read_frame(&mut tap, is_advertisement);
+    assert_eq!(reply[62..78], gateway.octets());
 }
 
 #[test]
