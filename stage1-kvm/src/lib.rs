@@ -144,7 +144,7 @@ impl Privileged {
             .and_then(|()| sandbox::forbid_tracing())
             .map_err(whole_chain)
             .and_then(|()| vm.start().map_err(whole_chain))
-            .and_then(|running| match Confinement::of(&profile::MAIN).and_then(|main| main.apply()) {
+            .and_then(|running| match Confinement::of(&profile::MAIN).apply() {
                 Ok(()) => Ok(running),
                 Err(error) => Err(whole_chain(error)),
             });

@@ -5,20 +5,21 @@
 //! the profile's list ends the whole process: the SIGSYS handler prints the call's number and the thread's
 //! name first. `no_new_privs` is set, and cannot be unset.
 
+mod filter;
 pub mod profiles;
 
 use std::cell::Cell;
-use std::collections::BTreeMap;
 use std::io;
 use std::panic::{self, AssertUnwindSafe, catch_unwind};
 use std::sync::Once;
 use std::thread::{self, JoinHandle};
 
 use caps::{CapSet, Capability, CapsHashSet};
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, TargetArch,
-};
+use seccompiler::BpfProgram;
 use vmm_sys_util::signal::register_signal_handler;
+
+/// Stack of a thread. With the usual 2 MiB the host would back it by a huge page, zeroed before the thread can start.
+const STACK_BYTES: usize = 512 << 10;
 
 /// A system call that a thread may make.
 #[derive(Clone, Copy, Debug)]
@@ -86,16 +87,8 @@ pub struct Confinement {
 
 impl Confinement {
     /// Compiles a profile's filter.
-    ///
-    /// # Errors
-    /// [`SandboxError::Confine`] if the profile has more rules than a filter can hold.
-    pub fn of(profile: &'static Profile) -> Result<Self, SandboxError> {
-        let filter = compile(profile).map_err(|error| SandboxError::Confine {
-            profile: profile.name,
-            what: "compiling the system call filter",
-            source: io::Error::other(error.to_string()),
-        })?;
-        Ok(Self { profile, filter })
+    pub fn of(profile: &'static Profile) -> Self {
+        Self { profile, filter: filter::compile(profiles::COMMON.iter().chain(profile.system_calls)) }
     }
 
     /// Confines the calling thread, for good. New threads inherit it.
@@ -105,6 +98,7 @@ impl Confinement {
     pub fn apply(&self) -> Result<(), SandboxError> {
         let failed = |what| move |source| SandboxError::Confine { profile: self.profile.name, what, source };
         report_violations();
+        keep_allocator_quiet();
         drop_capabilities(self.profile.capabilities).map_err(failed("dropping capabilities"))?;
         // SAFETY: this prctl takes plain numbers and only restricts the calling thread.
         if unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) } != 0 {
@@ -128,7 +122,7 @@ pub fn spawn<T: 'static>(
     ended: impl FnOnce(Result<T, String>) + Send + 'static,
 ) -> Result<JoinHandle<()>, SandboxError> {
     let confinement = match sandbox {
-        Sandbox::On => Some(Confinement::of(profile)?),
+        Sandbox::On => Some(Confinement::of(profile)),
         Sandbox::Off => None,
     };
     report_panics_briefly();
@@ -142,6 +136,7 @@ pub fn spawn<T: 'static>(
     };
     thread::Builder::new()
         .name(name.to_owned())
+        .stack_size(STACK_BYTES)
         .spawn(main)
         .map_err(|source| SandboxError::Spawn { name: name.to_owned(), source })
 }
@@ -165,6 +160,19 @@ fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "panic".into())
 }
 
+/// Stops glibc's allocator from giving the end of a thread's heap back: before it does so for the first time it reads
+/// a file in /proc, which no confined thread may. Large blocks are mappings of their own and still given back.
+fn keep_allocator_quiet() {
+    #[cfg(target_env = "gnu")]
+    {
+        static DONE: Once = Once::new();
+        // SAFETY: mallopt takes plain numbers and locks the allocator itself.
+        DONE.call_once(|| unsafe {
+            libc::mallopt(libc::M_TRIM_THRESHOLD, libc::c_int::MAX);
+        });
+    }
+}
+
 fn drop_capabilities(keep: &[Capability]) -> io::Result<()> {
     let to_io = |error: caps::errors::CapsError| io::Error::other(error.to_string());
     let permitted = caps::read(None, CapSet::Permitted).map_err(to_io)?;
@@ -172,35 +180,6 @@ fn drop_capabilities(keep: &[Capability]) -> io::Result<()> {
     caps::clear(None, CapSet::Inheritable).map_err(to_io)?;
     caps::set(None, CapSet::Effective, &kept).map_err(to_io)?;
     caps::set(None, CapSet::Permitted, &kept).map_err(to_io)
-}
-
-fn compile(profile: &Profile) -> Result<BpfProgram, seccompiler::BackendError> {
-    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
-    let mut unconditional = Vec::new();
-    for allow in profiles::COMMON.iter().chain(profile.system_calls) {
-        match *allow {
-            Allow::Call(number) => unconditional.push(number),
-            Allow::CallWith(number, argument, values) => {
-                for value in values {
-                    let rule = condition(argument, SeccompCmpOp::Eq, (*value).into())?;
-                    rules.entry(number).or_default().push(rule);
-                }
-            }
-            Allow::CallWithout(number, argument, bits) => {
-                let rule = condition(argument, SeccompCmpOp::MaskedEq(bits.into()), 0)?;
-                rules.entry(number).or_default().push(rule);
-            }
-        }
-    }
-    // An empty list of rules allows every call, and so outweighs conditions from another list.
-    rules.extend(unconditional.into_iter().map(|number| (number, Vec::new())));
-    let arch = if cfg!(target_arch = "aarch64") { TargetArch::aarch64 } else { TargetArch::x86_64 };
-    SeccompFilter::new(rules, SeccompAction::Trap, SeccompAction::Allow, arch)?.try_into()
-}
-
-fn condition(argument: u8, operator: SeccompCmpOp, value: u64) -> Result<SeccompRule, seccompiler::BackendError> {
-    let condition = SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value)?;
-    SeccompRule::new(vec![condition])
 }
 
 /// Exit status after a forbidden system call: 128 + SIGSYS, as a shell would report it.
