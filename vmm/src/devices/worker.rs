@@ -212,10 +212,25 @@ impl<D: VirtioDevice> DeviceWorker<D> {
             }
             Command::Resume => {}
             Command::Stop => {
+                self.serve_queues(ops);
                 self.reset(ops);
                 self.stopped = true;
             }
         }
+    }
+
+    /// Serves all queues once more: the kick for what the driver handed over last may not have been seen yet, and
+    /// it may be what the guest had to say before it ended.
+    fn serve_queues(&mut self, ops: &mut EventOps<'_>) {
+        for index in 0..self.kicks.len() {
+            self.serve_queue(index, ops);
+        }
+    }
+
+    fn serve_queue(&mut self, index: usize, ops: &mut EventOps<'_>) {
+        self.with_device(ops, |device, context| {
+            if context.queues[index].is_ready() { device.process_queue(index, context) } else { Ok(()) }
+        });
     }
 
     /// Obeys only the mailbox, so that no event touches the device, until told to resume or stop.
@@ -304,9 +319,7 @@ impl<D: VirtioDevice> MutEventSubscriber for DeviceWorker<D> {
             let _ = self.kicks[index].read();
             // The kick may have overtaken the bell of the activation that it follows.
             self.obey_all(ops);
-            self.with_device(ops, |device, context| {
-                if context.queues[index].is_ready() { device.process_queue(index, context) } else { Ok(()) }
-            });
+            self.serve_queue(index, ops);
         } else {
             self.with_device(ops, |device, context| device.process_event(events.data(), events.event_set(), context));
         }
@@ -346,6 +359,15 @@ mod tests {
         link.ask(Command::Reset).unwrap();
         link.send(Command::Stop);
         thread.join().unwrap().unwrap();
+    }
+
+    #[test]
+    fn what_the_driver_handed_over_before_the_stop_is_still_done() {
+        let mut bench = Bench::start(Rng::new());
+        let head = bench.add_chain(0, &[Buffer::writable(8)]);
+        bench.link().send(Command::Stop);
+        bench.run();
+        assert_eq!(bench.used(0), [(head, 8)]);
     }
 
     #[test]
