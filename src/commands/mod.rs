@@ -1,0 +1,40 @@
+//! The subcommands, a file each. Each takes its arguments and the configuration, and returns the exit code.
+
+pub mod completion;
+pub mod doctor;
+pub mod exec;
+pub mod gc;
+pub mod image;
+pub mod list;
+pub mod logs;
+pub mod rm;
+pub mod run;
+pub mod status;
+pub mod stop;
+pub mod summary;
+pub mod version;
+
+use anyhow::Result;
+
+use crate::cli::{Cli, Command};
+use crate::config::Config;
+
+/// Does what the command line says; returns the exit code.
+pub fn run_command(cli: Cli) -> Result<u8> {
+    let config = || Config::load(&cli.global);
+    match cli.command {
+        Command::Run(args) => run::run(&args, &config()?),
+        Command::List(args) => list::run(&args, &config()?),
+        Command::Status(args) => status::run(&args, &config()?),
+        Command::Exec(args) => exec::run(&args, &config()?),
+        Command::Logs(args) => logs::run(&args, &config()?),
+        Command::Stop(args) => stop::run(&args, &config()?),
+        Command::Rm(args) => rm::run(&args, &config()?),
+        Command::Gc(args) => gc::run(&args, &config()?),
+        Command::Image(command) => image::run(&command, &config()?),
+        Command::Doctor(args) => doctor::run(&args, &config()?),
+        // These work where the configuration is broken.
+        Command::Version(args) => version::run(&args),
+        Command::Completion(args) => Ok(completion::run(&args)),
+    }
+}

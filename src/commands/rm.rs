@@ -1,0 +1,56 @@
+//! `podvm rm`: removes pods with all that is kept of them.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use podvm_pod::PodDir;
+use podvm_pod::directory::PodState;
+
+use super::stop::stop;
+use crate::config::Config;
+use crate::output::print_text;
+use crate::report;
+
+/// How long a pod that is removed by force may take to end by itself.
+const FORCED_GRACE: Duration = Duration::from_secs(2);
+
+/// Options of `podvm rm`.
+#[derive(Debug, clap::Args)]
+pub struct RmArgs {
+    /// The pods: their UUIDs, or enough of their beginnings
+    #[arg(value_name = "POD", required = true)]
+    pub pods: Vec<String>,
+    /// Stop a pod that still runs, and remove one that is damaged
+    #[arg(long, short)]
+    pub force: bool,
+}
+
+/// Removes pods and prints their UUIDs; one that cannot be removed does not keep the others from it.
+pub fn run(args: &RmArgs, config: &Config) -> Result<u8> {
+    let pods = config.pods();
+    let mut code = 0;
+    for name in &args.pods {
+        let removed =
+            pods.find(name).map_err(anyhow::Error::from).and_then(|dir| remove(&dir, args.force).map(|()| dir));
+        match removed {
+            Ok(dir) => print_text(&format!("{}\n", dir.uuid())),
+            Err(error) => {
+                report(&format!("{error:#}"));
+                code = podvm_pod::exit::PODVM_ERROR;
+            }
+        }
+    }
+    Ok(code)
+}
+
+fn remove(dir: &PodDir, force: bool) -> Result<()> {
+    match dir.state() {
+        // It has said how it ended, and its process is about to be gone.
+        Ok((PodState::Exited, _)) => dir.wait_until_dead()?,
+        Ok(_) if force => stop(dir, FORCED_GRACE, true)?,
+        Ok(_) => {}
+        Err(_) if force => {}
+        Err(error) => return Err(error.into()),
+    }
+    Ok(dir.remove()?)
+}

@@ -1,0 +1,159 @@
+//! What is wrong with a pod that was asked for.
+
+use std::io;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use podvm_pod::manifest::{AppName, ByteSize, Protocol, VolumeName};
+
+/// Why a pod could not be prepared. Nothing has been made yet.
+#[derive(Debug, thiserror::Error)]
+pub enum PrepareError {
+    /// A `--volume` names a host directory that is not there.
+    #[error("volume {name}: {path} does not exist; create it, or use kind=empty", path = .path.display())]
+    VolumeSourceMissing {
+        /// The volume.
+        name: VolumeName,
+        /// Its source.
+        path: PathBuf,
+    },
+    /// A `--volume` names something else than a directory.
+    #[error("volume {name}: {path} is not a directory; name the directory that holds it", path = .path.display())]
+    VolumeSourceNoDirectory {
+        /// The volume.
+        name: VolumeName,
+        /// Its source.
+        path: PathBuf,
+    },
+    /// A `--volume`'s source cannot be looked at.
+    #[error("volume {name}: {path}: {source}", path = .path.display())]
+    VolumeSource {
+        /// The volume.
+        name: VolumeName,
+        /// Its source.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Two volumes of one name.
+    #[error("volume {0} is given twice; give each volume a name of its own")]
+    VolumeTwice(VolumeName),
+    /// A volume that no app has.
+    #[error(
+        "volume {name} is used by no app; name it as an image does ({declared}), or add --mount volume={name},target=DIR"
+    )]
+    VolumeUnused {
+        /// The volume.
+        name: VolumeName,
+        /// What the images call theirs.
+        declared: String,
+    },
+    /// A mount of a volume that is not there.
+    #[error("app {app} mounts volume {volume}, which the pod does not have; add --volume {volume},kind=…")]
+    MountWithoutVolume {
+        /// The app.
+        app: AppName,
+        /// The volume.
+        volume: VolumeName,
+    },
+    /// Two volumes at one place.
+    #[error("app {app} has two volumes at {path}; mount one of them elsewhere", path = .path.display())]
+    MountTwice {
+        /// The app.
+        app: AppName,
+        /// The place.
+        path: PathBuf,
+    },
+    /// Two apps of one name.
+    #[error("two apps are named {0}; give one another name with --name")]
+    AppTwice(AppName),
+    /// Two apps want what is typed.
+    #[error("apps {0} and {1} are both --interactive, but there is one standard input; leave it out for one of them")]
+    TwoInteractive(AppName, AppName),
+    /// A port no image knows.
+    #[error("no image has a port named {name:?}; {known}, or give a number such as 80 or 53/udp")]
+    PortUnknown {
+        /// What was asked for.
+        name: String,
+        /// The names there are.
+        known: String,
+    },
+    /// A name that means different ports in different images.
+    #[error("port {name:?} is {first} in app {first_app} and {second} in app {second_app}; give the number")]
+    PortAmbiguous {
+        /// What was asked for.
+        name: String,
+        /// One meaning.
+        first: String,
+        /// Whose.
+        first_app: AppName,
+        /// Another meaning.
+        second: String,
+        /// Whose.
+        second_app: AppName,
+    },
+    /// A port of the host that is asked for twice.
+    #[error("port {port}/{protocol} of the host is asked for twice{at}; give each port of the pod its own", at = .ip.map(|ip| format!(" at {ip}")).unwrap_or_default())]
+    PortTwice {
+        /// The port.
+        port: u16,
+        /// Its protocol.
+        protocol: Protocol,
+        /// Its address, if one was given.
+        ip: Option<IpAddr>,
+    },
+    /// Ports without a network.
+    #[error("--port needs a network of the pod's own; leave out --net={0}")]
+    PortWithoutNetwork(&'static str),
+    /// The host's network for a VM.
+    #[error("--net=host needs the namespace stage1, which is not built yet; use --net=default with --port")]
+    HostNetwork,
+    /// A limit that no program can start under.
+    #[error("app {app}: {given} is too little memory; give at least {minimum}")]
+    TooLittleMemory {
+        /// The app.
+        app: AppName,
+        /// Its limit.
+        given: ByteSize,
+        /// The smallest.
+        minimum: ByteSize,
+    },
+    /// More memory than there is.
+    #[error("the pod would have {wanted} of memory, and this host has {present}; set lower limits with --memory")]
+    TooMuchMemory {
+        /// The pod's.
+        wanted: ByteSize,
+        /// The host's.
+        present: ByteSize,
+    },
+    /// A disk too small for a filesystem.
+    #[error("a disk of {given} is too small; give at least {minimum} with --disk")]
+    TooSmallDisk {
+        /// The disk.
+        given: ByteSize,
+        /// The smallest.
+        minimum: ByteSize,
+    },
+    /// Neither the image nor the user says what to run.
+    #[error("image {0} names no program; give one after --, or with --exec")]
+    NoProgram(String),
+    /// A path that is relative to nothing.
+    #[error("app {app}: working directory {path:?} is not absolute; begin it with /")]
+    RelativeWorkingDirectory {
+        /// The app.
+        app: AppName,
+        /// The directory.
+        path: PathBuf,
+    },
+    /// Not a hostname.
+    #[error("{0:?} is no hostname: use up to 64 letters, digits, dashes and dots, beginning with a letter or digit")]
+    Hostname(String),
+    /// An image says something that makes no sense.
+    #[error("image {image}: {what}")]
+    Image {
+        /// The image.
+        image: String,
+        /// What is wrong.
+        what: String,
+    },
+}

@@ -1,0 +1,195 @@
+//! What an image says of the app it makes: program, environment, user, ports and volumes (OCI image-spec, config.md).
+//!
+//! OCI's ports are numbers and its volumes paths. Two labels give them names, which `--port` and `--volume` take:
+//! `io.podvm.port.NAME=PORT[/tcp|/udp]` and `io.podvm.volume.NAME=PATH`. A port without a label goes by its number (`80`,
+//! `80/tcp`, and docker2aci's `80-tcp`), a volume without a label by the last part of its path, or all of it with dashes.
+
+use std::path::{Path, PathBuf};
+
+use podvm_image::ImageConfig;
+use podvm_pod::manifest::{AppImage, AppName, EnvironmentVariable, Protocol, UserSpec, VolumeName};
+
+use super::error::PrepareError;
+
+const PORT_LABEL: &str = "io.podvm.port.";
+const VOLUME_LABEL: &str = "io.podvm.volume.";
+
+/// A port of an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeclaredPort {
+    /// Its name; none when the image only numbers it.
+    pub name: Option<String>,
+    /// Number.
+    pub port: u16,
+    /// Protocol.
+    pub protocol: Protocol,
+}
+
+/// A place in an image that wants a volume.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeclaredVolume {
+    /// Names of volumes that belong there, the best first.
+    pub names: Vec<VolumeName>,
+    /// The place.
+    pub path: PathBuf,
+}
+
+/// What `podvm run` takes from an image.
+#[derive(Debug, Clone)]
+pub struct ImageSettings {
+    /// Which image.
+    pub image: AppImage,
+    /// The program, with arguments that are always given.
+    pub entrypoint: Vec<String>,
+    /// Arguments that are given unless the user gives others; the program, if there is no entry point.
+    pub command: Vec<String>,
+    /// Environment.
+    pub environment: Vec<EnvironmentVariable>,
+    /// Directory to start in.
+    pub working_directory: Option<PathBuf>,
+    /// User to run as.
+    pub user: UserSpec,
+    /// Signal that asks it to stop.
+    pub stop_signal: Option<String>,
+    /// Ports.
+    pub ports: Vec<DeclaredPort>,
+    /// Volumes.
+    pub volumes: Vec<DeclaredVolume>,
+}
+
+impl ImageSettings {
+    /// Reads an image's configuration.
+    ///
+    /// # Errors
+    /// [`PrepareError::Image`] when it contradicts itself.
+    pub fn read(image: AppImage, config: &ImageConfig) -> Result<Self, PrepareError> {
+        let name = image.name.clone();
+        let wrong = |what: String| PrepareError::Image { image: name.clone(), what };
+        let given = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+        let mut environment = Vec::new();
+        for variable in &config.env {
+            environment.push(variable.parse().map_err(|error| wrong(format!("{error}")))?);
+        }
+        let mut settings = Self {
+            image,
+            entrypoint: config.entrypoint.clone(),
+            command: config.cmd.clone(),
+            environment,
+            working_directory: given(&config.working_dir).map(PathBuf::from),
+            user: UserSpec::from(config.user.as_str()),
+            stop_signal: given(&config.stop_signal),
+            ports: Vec::new(),
+            volumes: Vec::new(),
+        };
+        for (label, value) in &config.labels {
+            if let Some(name) = label.strip_prefix(PORT_LABEL) {
+                let (port, protocol) =
+                    parse_port(value).ok_or_else(|| wrong(format!("label {label}={value} names no port")))?;
+                settings.ports.push(DeclaredPort { name: Some(name.into()), port, protocol });
+            } else if let Some(name) = label.strip_prefix(VOLUME_LABEL) {
+                let name = name.parse().map_err(|error| wrong(format!("label {label}: {error}")))?;
+                settings.declare_volume(Some(name), Path::new(value));
+            }
+        }
+        for text in &config.exposed_ports {
+            let (port, protocol) =
+                parse_port(text).ok_or_else(|| wrong(format!("it exposes {text:?}, which is no port")))?;
+            if !settings.ports.iter().any(|known| (known.port, known.protocol) == (port, protocol)) {
+                settings.ports.push(DeclaredPort { name: None, port, protocol });
+            }
+        }
+        for path in &config.volumes {
+            settings.declare_volume(None, Path::new(path));
+        }
+        settings.ports.sort_by_key(|port| (port.port, port.protocol));
+        settings.volumes.sort_by(|one, other| one.path.cmp(&other.path));
+        Ok(settings)
+    }
+
+    /// Notes a volume, under a given name or those that its path gives.
+    fn declare_volume(&mut self, name: Option<VolumeName>, path: &Path) {
+        // `Volumes` may say `/data/`; compared and mounted, it is `/data`.
+        let path: PathBuf = path.components().collect();
+        let whole = path.to_string_lossy().replace('/', "-");
+        let last = path.file_name().unwrap_or_default().to_string_lossy();
+        let derived = [last.as_ref(), whole.as_str()].map(volume_name_from);
+        let position = self.volumes.iter().position(|known| known.path == path).unwrap_or_else(|| {
+            self.volumes.push(DeclaredVolume { names: Vec::new(), path });
+            self.volumes.len() - 1
+        });
+        let names = &mut self.volumes[position].names;
+        if let Some(name) = name {
+            names.retain(|known| *known != name);
+            names.insert(0, name);
+        }
+        for name in derived.into_iter().flatten() {
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
+    }
+}
+
+/// A volume's name made from a part of a path; none when nothing of it can be in a name.
+fn volume_name_from(text: &str) -> Option<VolumeName> {
+    text.contains(|c: char| c.is_ascii_alphanumeric()).then(|| AppName::from_lossy(text).as_str().parse().ok())?
+}
+
+/// `2379`, `2379/tcp` or docker2aci's `2379-tcp`.
+pub fn parse_port(text: &str) -> Option<(u16, Protocol)> {
+    let (port, protocol) = text.split_once(['/', '-']).unwrap_or((text, "tcp"));
+    let protocol = match protocol {
+        "tcp" => Protocol::Tcp,
+        "udp" => Protocol::Udp,
+        _ => return None,
+    };
+    port.parse().ok().filter(|port| *port != 0).map(|port| (port, protocol))
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// An image with this `config` object.
+    pub fn image(name: &str, config: &str) -> Result<ImageSettings, PrepareError> {
+        let config = serde_json::from_str(config).unwrap();
+        ImageSettings::read(AppImage { name: name.into(), id: "sha256:0".into(), layers: Vec::new() }, &config)
+    }
+
+    fn names(volume: &DeclaredVolume) -> Vec<&str> {
+        volume.names.iter().map(VolumeName::as_str).collect()
+    }
+
+    #[test]
+    fn labels_name_what_oci_only_numbers() {
+        let etcd = image(
+            "etcd",
+            r#"{"Labels":{"io.podvm.port.client":"2379/tcp","io.podvm.volume.data-dir":"/var/lib/etcd"},
+                "ExposedPorts":{"2379/tcp":{},"53/udp":{}},"Volumes":{"/var/lib/etcd/":{},"/x":{}}}"#,
+        )
+        .unwrap();
+        let port = |name: Option<&str>, port, protocol| DeclaredPort { name: name.map(Into::into), port, protocol };
+        assert_eq!(etcd.ports, [port(None, 53, Protocol::Udp), port(Some("client"), 2379, Protocol::Tcp)]);
+        assert_eq!(names(&etcd.volumes[0]), ["data-dir", "etcd", "var-lib-etcd"]);
+        assert_eq!(names(&etcd.volumes[1]), ["x"]);
+        assert_eq!(etcd.volumes.len(), 2);
+    }
+
+    #[test]
+    fn an_image_that_contradicts_itself_is_named() {
+        for config in
+            [r#"{"Labels":{"io.podvm.port.a":"x"}}"#, r#"{"Env":["novalue"]}"#, r#"{"ExposedPorts":{"0/tcp":{}}}"#]
+        {
+            let message = image("odd", config).unwrap_err().to_string();
+            assert!(message.contains("odd"), "{message}");
+        }
+    }
+
+    #[test]
+    fn ports_are_read_in_every_spelling() {
+        assert_eq!(parse_port("80"), Some((80, Protocol::Tcp)));
+        assert_eq!(parse_port("53/udp"), Some((53, Protocol::Udp)));
+        assert_eq!(parse_port("80-tcp"), Some((80, Protocol::Tcp)));
+        assert_eq!(parse_port("80/sctp"), None);
+    }
+}

@@ -1,0 +1,168 @@
+//! `podvm run`: resolves images, writes the pod down, and becomes it.
+//!
+//! All that can be found wrong with what was asked for is found before anything is made. The pod then runs in this very
+//! process, which keeps its PID; with `--detach` in a child of it. That child, and the one that removes the pod of `--rm`,
+//! are forked while there is one thread.
+
+mod arguments;
+mod detach;
+mod error;
+mod image;
+mod manifest;
+mod ports;
+mod reaper;
+mod volumes;
+
+use std::io::Write;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use podvm_image::{ImageSource, ImportOptions, ResolvedImage, Silent, Store};
+use podvm_pod::manifest::{AppImage, PodManifest};
+use podvm_pod::runner::PodIo;
+use podvm_pod::status::{AppState, PodReport};
+use podvm_pod::{Stage1, Uuid};
+use podvm_stage1_kvm::KvmStage1;
+
+pub use arguments::{AppArgs, RunArgs};
+use image::ImageSettings;
+
+use crate::config::Config;
+use crate::report;
+use crate::stage1::require_kvm;
+
+/// Runs a pod; returns its exit code.
+pub fn run(args: &RunArgs, config: &Config) -> Result<u8> {
+    let store = Store::open(config.images())?;
+    let mut images = Vec::new();
+    let mut holds = Vec::new();
+    for app in args.apps() {
+        let (image, resolved) = resolve(&store, &app.image)?;
+        images.push(ImageSettings::read(image, &resolved.config)?);
+        holds.push(resolved);
+    }
+    let manifest = manifest::assemble(args, &images, &manifest::Host::this())?;
+    require_kvm(args.stage1.unwrap_or(config.stage1))?;
+    require_file(&config.kernel, "guest kernel", "kernel")?;
+    require_file(&config.initramfs, "guest's initramfs", "initramfs")?;
+    let uuid = manifest.uuid;
+    let uuid_file = args.uuid_file_save.as_ref().map(std::path::absolute).transpose()?;
+    let start = move |io| run_pod(args, config, manifest, holds, uuid_file.as_deref(), io);
+    if args.detach {
+        return detach::start(uuid, |ready| start(PodIo { attached: false, ready: Some(ready) }));
+    }
+    start(PodIo { attached: true, ready: None })
+}
+
+/// Finds an image in the store, or imports it first when it is named by its path.
+fn resolve(store: &Store, wanted: &str) -> Result<(AppImage, ResolvedImage)> {
+    let (resolved, name) = match ImageSource::parse(wanted) {
+        ImageSource::Stored(wanted) => {
+            let resolved = store.resolve(&wanted)?;
+            // An ID says nothing to who reads it later.
+            let is_id = resolved.id.hex().starts_with(wanted.trim_start_matches("sha256:"));
+            let known = if is_id { store.find(&wanted)?.names } else { Vec::new() };
+            (resolved, known.first().map_or(wanted, ToString::to_string))
+        }
+        ImageSource::Path { format, path } => {
+            let imported = store.import(&path, &ImportOptions { format, ..ImportOptions::default() }, &Silent)?;
+            let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            (store.resolve(&imported.id.to_string())?, imported.names.first().map_or(stem, ToString::to_string))
+        }
+    };
+    let layers = resolved.layers.iter().map(|layer| layer.path.clone()).collect();
+    Ok((AppImage { name, id: resolved.id.to_string(), layers }, resolved))
+}
+
+/// The file is opened again later; this is for the message, before anything is made.
+fn require_file(path: &Path, what: &str, setting: &str) -> Result<()> {
+    std::fs::File::open(path).map(drop).with_context(|| {
+        format!(
+            "the {what} {} is missing; install podvm with its files, or set {setting} in its configuration",
+            path.display()
+        )
+    })
+}
+
+fn run_pod(
+    args: &RunArgs,
+    config: &Config,
+    manifest: PodManifest,
+    images: Vec<ResolvedImage>,
+    uuid_file: Option<&Path>,
+    io: PodIo,
+) -> Result<u8> {
+    let uuid = manifest.uuid;
+    let pods = config.pods();
+    if args.rm {
+        reaper::fork_reaper(pods.pod(uuid))?;
+    }
+    let pod = pods.prepare(manifest)?;
+    // Written down as used by a pod, they need not be held any longer.
+    drop(images);
+    let manifest = pod.manifest().clone();
+    if let Some(Err(error)) = uuid_file.map(|path| save_uuid(path, uuid)) {
+        pod.discard()?;
+        return Err(error);
+    }
+    let stage1 = KvmStage1 {
+        kernel: config.kernel.clone(),
+        initramfs: config.initramfs.clone(),
+        root: config.root.clone(),
+        network: config.network.clone(),
+        io,
+    };
+    match stage1.run(pod) {
+        Ok(outcome) => {
+            tell_how_it_ended(args, &manifest, &outcome);
+            Ok(outcome.code)
+        }
+        Err(error) => {
+            // It has never run: there is nothing in it that anyone could want.
+            if let Err(leftover) = pods.pod(uuid).remove() {
+                report(&format!("pod {uuid} cannot be removed: {leftover}"));
+            }
+            Err(error.into())
+        }
+    }
+}
+
+/// Writes the UUID in one step: whoever waits for the file never reads a part of it.
+fn save_uuid(path: &Path, uuid: Uuid) -> Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let new = folder.join(format!(".{name}.{uuid}"));
+    let write = || {
+        let mut file = std::fs::File::create_new(&new)?;
+        file.write_all(uuid.to_string().as_bytes())?;
+        std::fs::rename(&new, path)
+    };
+    write()
+        .inspect_err(|_| drop(std::fs::remove_file(&new)))
+        .with_context(|| format!("--uuid-file-save {}", path.display()))
+}
+
+/// Says on standard error what the exit code alone does not tell.
+fn tell_how_it_ended(args: &RunArgs, manifest: &PodManifest, outcome: &PodReport) {
+    if let Some(error) = &outcome.error {
+        report(&format!("pod {}: {error}", manifest.uuid));
+    }
+    for app in &outcome.apps {
+        let name = &app.name;
+        match &app.state {
+            AppState::Failed { message, .. } => report(&format!("app {name}: {message}")),
+            AppState::Exited { oom_killed: true, .. } if !args.quiet => {
+                let app = manifest.apps.iter().find(|app| app.name == *name);
+                let limit = app.and_then(|app| app.isolators.memory).map(|limit| format!(" of {limit}"));
+                let limit = limit.unwrap_or_default();
+                report(&format!("app {name} ran out of its memory{limit} and was killed; give it more with --memory"));
+            }
+            AppState::Exited { status, .. } if outcome.failed_app.as_ref() == Some(name) && !args.quiet => {
+                if manifest.apps.len() > 1 {
+                    report(&format!("app {name} {status}; the pod was stopped"));
+                }
+            }
+            _ => {}
+        }
+    }
+}

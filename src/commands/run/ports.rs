@@ -1,0 +1,106 @@
+//! From `--port` to the ports that are forwarded.
+
+use podvm_pod::manifest::{AppName, NetworkMode, PortRequest, Protocol, PublishedPort};
+
+use super::error::PrepareError;
+use super::image::{DeclaredPort, parse_port};
+
+/// The ports to publish; `apps` are the pod's apps with the ports their images declare.
+///
+/// # Errors
+/// [`PrepareError`] for a name no image has, one that several understand differently, or a port that is asked for twice.
+pub fn resolve(
+    requests: &[PortRequest],
+    apps: &[(&AppName, &[DeclaredPort])],
+    network: &NetworkMode,
+) -> Result<Vec<PublishedPort>, PrepareError> {
+    let without = match network {
+        NetworkMode::Default => None,
+        NetworkMode::None => Some("none"),
+        NetworkMode::Host => Some("host"),
+    };
+    if let (Some(network), false) = (without, requests.is_empty()) {
+        return Err(PrepareError::PortWithoutNetwork(network));
+    }
+    let mut ports: Vec<PublishedPort> = Vec::new();
+    for request in requests {
+        let (pod_port, protocol) = meaning(&request.name, apps)?;
+        let (ip, port) = (request.host_ip, request.host_port);
+        let clashes = |other: &PublishedPort| {
+            let same_address = other.host_ip == ip || other.host_ip.is_none() || ip.is_none();
+            (other.host_port, other.protocol) == (port, protocol) && same_address
+        };
+        if ports.iter().any(clashes) {
+            return Err(PrepareError::PortTwice { port, protocol, ip });
+        }
+        ports.push(PublishedPort { name: request.name.clone(), protocol, host_ip: ip, host_port: port, pod_port });
+    }
+    Ok(ports)
+}
+
+/// What a port's name means: first what the images call by it, else the number that it is.
+fn meaning(name: &str, apps: &[(&AppName, &[DeclaredPort])]) -> Result<(u16, Protocol), PrepareError> {
+    let named = |(app, ports): &(&AppName, &[DeclaredPort])| {
+        let port = ports.iter().find(|port| port.name.as_deref() == Some(name));
+        port.map(|port| ((*app).clone(), (port.port, port.protocol)))
+    };
+    let mut meanings = apps.iter().filter_map(named);
+    let Some((first_app, first)) = meanings.next() else {
+        return parse_port(name).ok_or_else(|| PrepareError::PortUnknown { name: name.into(), known: known(apps) });
+    };
+    match meanings.find(|(_, other)| *other != first) {
+        None => Ok(first),
+        Some((second_app, second)) => {
+            let text = |(port, protocol)| format!("{port}/{protocol}");
+            let (first, second) = (text(first), text(second));
+            Err(PrepareError::PortAmbiguous { name: name.into(), first, first_app, second, second_app })
+        }
+    }
+}
+
+fn known(apps: &[(&AppName, &[DeclaredPort])]) -> String {
+    let ports = apps.iter().flat_map(|(_, ports)| *ports);
+    let names: Vec<_> =
+        ports.map(|port| port.name.clone().unwrap_or_else(|| format!("{}/{}", port.port, port.protocol))).collect();
+    if names.is_empty() { "its images declare none".into() } else { format!("use one of {}", names.join(", ")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn declared(name: Option<&str>, port: u16) -> DeclaredPort {
+        DeclaredPort { name: name.map(Into::into), port, protocol: Protocol::Tcp }
+    }
+
+    fn resolve_texts(texts: &[&str], network: NetworkMode) -> Result<Vec<PublishedPort>, PrepareError> {
+        let (etcd, web): (AppName, AppName) = ("etcd".parse().unwrap(), "web".parse().unwrap());
+        let (of_etcd, of_web) =
+            ([declared(Some("client"), 2379), declared(Some("http"), 80)], [declared(Some("http"), 8080)]);
+        let requests: Vec<PortRequest> = texts.iter().map(|text| text.parse().unwrap()).collect();
+        resolve(&requests, &[(&etcd, &of_etcd), (&web, &of_web)], &network)
+    }
+
+    #[test]
+    fn names_and_numbers_are_found() {
+        let ports = resolve_texts(&["client:12379", "8080:127.0.0.1:81", "53/udp:53"], NetworkMode::Default).unwrap();
+        let numbers: Vec<_> = ports.iter().map(|port| (port.pod_port, port.host_port, port.protocol)).collect();
+        assert_eq!(numbers, [(2379, 12379, Protocol::Tcp), (8080, 81, Protocol::Tcp), (53, 53, Protocol::Udp)]);
+    }
+
+    #[test]
+    fn what_cannot_be_published_is_named() {
+        for (texts, part) in [
+            (&["peer:1"][..], "use one of client, http, http"),
+            (&["http:1"], "80/tcp in app etcd and 8080/tcp in app web"),
+            (&["client:80", "81:80"], "port 80/tcp of the host is asked for twice"),
+            (&["client:80", "81:127.0.0.1:80"], "at 127.0.0.1"),
+        ] {
+            let message = resolve_texts(texts, NetworkMode::Default).unwrap_err().to_string();
+            assert!(message.contains(part), "{message}");
+        }
+        let message = resolve_texts(&["client:80"], NetworkMode::None).unwrap_err().to_string();
+        assert!(message.contains("--net=none"), "{message}");
+        assert_eq!(resolve_texts(&["80:127.0.0.1:80", "81:[::1]:80"], NetworkMode::Default).unwrap().len(), 2);
+    }
+}

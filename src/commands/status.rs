@@ -1,0 +1,101 @@
+//! `podvm status`: one pod and its apps.
+
+use std::fmt::Write;
+
+use anyhow::Result;
+
+use super::summary::{PodSummary, app_state_text, port_text};
+use crate::config::Config;
+use crate::output::{OutputArgs, print, table};
+
+/// Options of `podvm status`.
+#[derive(Debug, clap::Args)]
+pub struct StatusArgs {
+    /// The pod: its UUID, or enough of its beginning
+    #[arg(value_name = "POD")]
+    pub pod: String,
+    /// Wait until the pod has ended
+    #[arg(long)]
+    pub wait: bool,
+    /// Form of the output.
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// Shows a pod.
+pub fn run(args: &StatusArgs, config: &Config) -> Result<u8> {
+    let dir = config.pods().find(&args.pod)?;
+    if args.wait {
+        dir.wait_until_dead()?;
+    }
+    print(args.output, &PodSummary::of(&dir)?, as_text)?;
+    Ok(0)
+}
+
+fn as_text(pod: &PodSummary) -> String {
+    let lines = |values: Vec<String>| (!values.is_empty()).then(|| values.join(", "));
+    let fields = [
+        ("pod", Some(pod.uuid.to_string())),
+        ("state", Some(pod.state.to_string())),
+        ("exit code", pod.exit_code.map(|code| code.to_string())),
+        ("error", pod.error.clone()),
+        ("created", Some(pod.created.clone())),
+        ("started", pod.started.clone()),
+        ("finished", pod.finished.clone()),
+        ("stage1", pod.stage1.map(|stage1| stage1.to_string())),
+        ("pid", pod.pid.map(|pid| pid.to_string())),
+        ("hostname", Some(pod.hostname.clone())),
+        ("addresses", lines(pod.addresses.iter().map(ToString::to_string).collect())),
+        ("ports", lines(pod.ports.iter().map(port_text).collect())),
+    ];
+    let mut text = String::new();
+    for (name, value) in fields {
+        if let Some(value) = value {
+            let _ = writeln!(text, "{:<11} {value}", format!("{name}:"));
+        }
+    }
+    let apps = pod.apps.iter().map(|app| [app.name.to_string(), app.image.clone(), app_state_text(&app.state)]);
+    text + "\n" + &table(["app", "image", "state"], apps)
+}
+
+#[cfg(test)]
+mod tests {
+    use podvm_pod::Uuid;
+    use podvm_pod::directory::PodState;
+    use podvm_pod::status::{AppState, ExitStatus};
+
+    use super::super::summary::AppSummary;
+    use super::*;
+
+    #[test]
+    fn an_ended_pod_tells_its_exit_and_each_apps() {
+        let pod = PodSummary {
+            uuid: Uuid::nil(),
+            state: PodState::Exited,
+            created: "1970-01-01T00:00:00Z".into(),
+            started: None,
+            finished: Some("1970-01-01T00:00:09Z".into()),
+            stage1: None,
+            pid: None,
+            exit_code: Some(3),
+            error: None,
+            hostname: "h".into(),
+            addresses: Vec::new(),
+            ports: Vec::new(),
+            apps: vec![AppSummary {
+                name: "web".parse().unwrap(),
+                image: "nginx".into(),
+                state: AppState::Exited { status: ExitStatus::Exited(3), oom_killed: false },
+                exit_code: Some(3),
+            }],
+        };
+        let text = as_text(&pod);
+        for part in ["state:      exited\n", "exit code:  3\n", "APP  IMAGE  STATE\n", "web  nginx  exited with 3\n"] {
+            assert!(text.contains(part), "{text}");
+        }
+        assert!(!text.contains("pid:"), "{text}");
+        let json: serde_json::Value = serde_json::to_value(&pod).unwrap();
+        assert_eq!(json["apps"][0]["state"], "exited");
+        assert_eq!(json["exit_code"], 3);
+    }
+}

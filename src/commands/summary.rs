@@ -1,0 +1,174 @@
+//! What `list` and `status` tell of a pod: its manifest, its recorded phase and its lock, brought together.
+
+use std::net::IpAddr;
+
+use podvm_pod::directory::{DirectoryError, Phase, PodState};
+use podvm_pod::manifest::{AppName, PublishedPort};
+use podvm_pod::status::{AppState, AppStatus};
+use podvm_pod::timestamp::Timestamp;
+use podvm_pod::{PodDir, Stage1Kind, Uuid};
+use serde::Serialize;
+
+/// How many characters of a UUID a list shows.
+pub const SHORT_UUID: usize = 8;
+
+/// A pod as it stands.
+#[derive(Debug, Serialize)]
+pub struct PodSummary {
+    /// Name.
+    pub uuid: Uuid,
+    /// State.
+    pub state: PodState,
+    /// When it was made, RFC 3339.
+    pub created: String,
+    /// When its apps were started.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub started: Option<String>,
+    /// When it ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub finished: Option<String>,
+    /// Its walls, while they stand.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stage1: Option<Stage1Kind>,
+    /// Its process at the host, while it lives.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pid: Option<i32>,
+    /// Its exit code, when it has ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<u8>,
+    /// What ended it, when it was not its apps.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// Hostname inside.
+    pub hostname: String,
+    /// Addresses, while it lives.
+    pub addresses: Vec<IpAddr>,
+    /// Ports of the host that lead to it.
+    pub ports: Vec<PublishedPort>,
+    /// Its apps.
+    pub apps: Vec<AppSummary>,
+}
+
+/// An app as it stands.
+#[derive(Debug, Serialize)]
+pub struct AppSummary {
+    /// Name.
+    pub name: AppName,
+    /// Image it was started from.
+    pub image: String,
+    /// State.
+    #[serde(flatten)]
+    pub state: AppState,
+    /// Exit code, when it has ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<u8>,
+}
+
+impl PodSummary {
+    /// Looks at a pod.
+    ///
+    /// # Errors
+    /// Those of its directory.
+    pub fn of(dir: &PodDir) -> Result<Self, DirectoryError> {
+        let manifest = dir.manifest()?;
+        let (state, phase) = dir.state()?;
+        let mut summary = Self {
+            uuid: dir.uuid(),
+            state,
+            created: Timestamp::from_seconds(manifest.created).to_string(),
+            started: None,
+            finished: None,
+            stage1: None,
+            pid: None,
+            exit_code: None,
+            error: None,
+            hostname: manifest.hostname,
+            addresses: Vec::new(),
+            ports: manifest.ports,
+            apps: Vec::new(),
+        };
+        let mut states: Vec<AppStatus> = Vec::new();
+        match phase {
+            Phase::Prepared => {}
+            Phase::Starting { pid, stage1 } => {
+                summary.stage1 = Some(stage1);
+                summary.pid = (state != PodState::Aborted).then_some(pid);
+            }
+            Phase::Running { pid, stage1, started, addresses, apps } => {
+                summary.stage1 = Some(stage1);
+                summary.started = Some(Timestamp::from_seconds(started).to_string());
+                states = apps;
+                if state != PodState::Aborted {
+                    summary.pid = Some(pid);
+                    summary.addresses = addresses;
+                }
+            }
+            Phase::Exited { finished, report } => {
+                summary.finished = Some(Timestamp::from_seconds(finished).to_string());
+                summary.exit_code = Some(report.code);
+                summary.error = report.error;
+                states = report.apps;
+            }
+        }
+        summary.apps = manifest
+            .apps
+            .into_iter()
+            .map(|app| {
+                let status = states.iter().find(|status| status.name == app.name);
+                let state = status.map_or(AppState::Waiting, |status| status.state.clone());
+                AppSummary { name: app.name, image: app.image.name, exit_code: state.exit_code(), state }
+            })
+            .collect();
+        Ok(summary)
+    }
+
+    /// The first characters of the UUID, enough to tell pods apart.
+    pub fn short_uuid(&self) -> String {
+        self.uuid.to_string()[..SHORT_UUID].to_owned()
+    }
+}
+
+/// How `--port` would be written to mean this.
+pub fn port_text(port: &PublishedPort) -> String {
+    let host = match port.host_ip {
+        Some(IpAddr::V6(ip)) => format!("[{ip}]:{}", port.host_port),
+        Some(ip) => format!("{ip}:{}", port.host_port),
+        None => port.host_port.to_string(),
+    };
+    format!("{host}->{}/{}", port.pod_port, port.protocol)
+}
+
+/// An app's state for a table's cell.
+pub fn app_state_text(state: &AppState) -> String {
+    match state {
+        AppState::Waiting => "waiting".into(),
+        AppState::Running { .. } => "running".into(),
+        AppState::Exited { status, oom_killed: true } => format!("{status}, out of memory"),
+        AppState::Exited { status, .. } => status.to_string(),
+        AppState::Failed { message, .. } => format!("not started: {message}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use podvm_pod::manifest::Protocol;
+    use podvm_pod::status::ExitStatus;
+
+    use super::*;
+
+    #[test]
+    fn ports_and_states_are_told_briefly() {
+        let port = |host_ip: Option<&str>| PublishedPort {
+            name: "client".into(),
+            protocol: Protocol::Tcp,
+            host_ip: host_ip.map(|ip| ip.parse().unwrap()),
+            host_port: 1,
+            pod_port: 2379,
+        };
+        assert_eq!(port_text(&port(None)), "1->2379/tcp");
+        assert_eq!(port_text(&port(Some("127.0.0.1"))), "127.0.0.1:1->2379/tcp");
+        assert_eq!(port_text(&port(Some("::1"))), "[::1]:1->2379/tcp");
+        let killed = AppState::Exited { status: ExitStatus::Signaled(9), oom_killed: true };
+        assert_eq!(app_state_text(&killed), "killed by signal 9, out of memory");
+    }
+}

@@ -1,0 +1,172 @@
+//! Where podvm's files are: from the command line, else the configuration file, else beside the program.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use podvm_net::NetworkConfig;
+use podvm_pod::PodsRoot;
+use podvm_pod::stage1::Stage1Choice;
+use serde::Deserialize;
+
+use crate::cli::GlobalArgs;
+
+const DEFAULT_CONFIG: &str = "/etc/podvm/config.toml";
+const DEFAULT_ROOT: &str = "/var/lib/podvm";
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("configuration {path}: {source}", path = .path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file says something podvm does not understand.
+    #[error("configuration {path}: {message}", path = .path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Where and what, from the parser.
+        message: String,
+    },
+    /// A path that would mean another place in each working directory.
+    #[error("{name} is {path:?}; write an absolute path")]
+    RelativePath {
+        /// The setting.
+        name: &'static str,
+        /// Its value.
+        path: PathBuf,
+    },
+    /// The program does not know where it is.
+    #[error("podvm cannot find its own files ({0}); set kernel and initramfs in {DEFAULT_CONFIG}")]
+    OwnPath(io::Error),
+}
+
+/// The configuration file, `/etc/podvm/config.toml`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct ConfigFile {
+    /// Folder of podvm's state.
+    root: Option<PathBuf>,
+    /// The stage1 that is taken when none is asked for.
+    stage1: Stage1Choice,
+    /// The guest's kernel, a PVH ELF `vmlinux`.
+    kernel: Option<PathBuf>,
+    /// The guest's first filesystem, with the supervisor as `/init`.
+    initramfs: Option<PathBuf>,
+    /// The built-in network.
+    network: NetworkConfig,
+}
+
+/// All settings, resolved.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Folder of podvm's state.
+    pub root: PathBuf,
+    /// The stage1 that is taken when none is asked for.
+    pub stage1: Stage1Choice,
+    /// The guest's kernel.
+    pub kernel: PathBuf,
+    /// The guest's first filesystem.
+    pub initramfs: PathBuf,
+    /// The built-in network.
+    pub network: NetworkConfig,
+}
+
+impl Config {
+    /// Reads the configuration that the command line names, or the usual one if it is there.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn load(args: &GlobalArgs) -> Result<Self, ConfigError> {
+        let (path, must_exist) = match &args.config {
+            Some(path) => (path.as_path(), true),
+            None => (Path::new(DEFAULT_CONFIG), false),
+        };
+        let file = match std::fs::read_to_string(path) {
+            Ok(text) => parse(&text).map_err(|message| ConfigError::Parse { path: path.into(), message })?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !must_exist => ConfigFile::default(),
+            Err(source) => return Err(ConfigError::Read { path: path.into(), source }),
+        };
+        let library = library_folder().map_err(ConfigError::OwnPath)?;
+        let root = match &args.root {
+            Some(root) => {
+                std::path::absolute(root).map_err(|source| ConfigError::Read { path: root.clone(), source })?
+            }
+            None => absolute("root", file.root.unwrap_or_else(|| DEFAULT_ROOT.into()))?,
+        };
+        Ok(Self {
+            root,
+            stage1: file.stage1,
+            kernel: absolute("kernel", file.kernel.unwrap_or_else(|| library.join("vmlinux")))?,
+            initramfs: absolute("initramfs", file.initramfs.unwrap_or_else(|| library.join("initramfs.cpio")))?,
+            network: file.network,
+        })
+    }
+
+    /// Folder of the image store.
+    pub fn images(&self) -> PathBuf {
+        self.root.join("images")
+    }
+
+    /// The pods.
+    pub fn pods(&self) -> PodsRoot {
+        PodsRoot::new(&self.root)
+    }
+}
+
+fn parse(text: &str) -> Result<ConfigFile, String> {
+    toml::from_str(text).map_err(|error: toml::de::Error| {
+        let line = error.span().map(|span| 1 + text[..span.start].matches('\n').count());
+        let place = line.map(|line| format!("line {line}: ")).unwrap_or_default();
+        format!("{place}{}", error.message())
+    })
+}
+
+fn absolute(name: &'static str, path: PathBuf) -> Result<PathBuf, ConfigError> {
+    if path.is_absolute() { Ok(path) } else { Err(ConfigError::RelativePath { name, path }) }
+}
+
+/// `<prefix>/lib/podvm`, when the program is `<prefix>/bin/podvm`.
+fn library_folder() -> io::Result<PathBuf> {
+    let program = std::env::current_exe()?;
+    let prefix = program.parent().and_then(Path::parent).unwrap_or(Path::new("/"));
+    Ok(prefix.join("lib/podvm"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str) -> Result<Config, ConfigError> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        Config::load(&GlobalArgs { root: None, config: Some(file.path().into()) })
+    }
+
+    #[test]
+    fn what_the_file_does_not_say_has_its_usual_value() {
+        let config = load("stage1 = \"kvm\"\nkernel = \"/boot/vmlinux\"\n").unwrap();
+        assert_eq!(config.stage1, Stage1Choice::Kvm);
+        assert_eq!(config.kernel, Path::new("/boot/vmlinux"));
+        assert!(config.initramfs.ends_with("lib/podvm/initramfs.cpio"));
+        assert_eq!(config.root, Path::new(DEFAULT_ROOT));
+    }
+
+    #[test]
+    fn a_mistake_in_the_file_is_named_with_its_line() {
+        let message = load("root = \"/x\"\ncolour = 1\n").unwrap_err().to_string();
+        assert!(message.contains("line 2") && message.contains("colour"), "{message}");
+        let message = load("kernel = \"vmlinux\"").unwrap_err().to_string();
+        assert!(message.contains("kernel") && message.contains("absolute"), "{message}");
+    }
+
+    #[test]
+    fn a_file_that_was_named_must_be_there() {
+        let args = GlobalArgs { root: None, config: Some("/nonexistent/config.toml".into()) };
+        assert!(matches!(Config::load(&args), Err(ConfigError::Read { .. })));
+    }
+}
