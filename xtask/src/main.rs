@@ -1,9 +1,11 @@
 //! The project's own commands, called as `cargo xtask COMMAND`.
 
 mod build;
+mod images;
 mod lab;
 mod setup;
 mod step;
+mod test;
 
 use std::process::ExitCode;
 
@@ -23,6 +25,10 @@ enum Command {
     Setup,
     /// Builds podvm, the supervisor and the guest kernel into target/podvm
     Build(build::Arguments),
+    /// Makes the images that tests and the demo run, in target/test-images
+    Images,
+    /// Sets up, builds and runs all tests; the last line counts them
+    Test(test::Arguments),
     /// Runs a command in the KVM lab: a machine whose /dev/kvm runs guests.
     Lab(lab::Arguments),
 }
@@ -31,6 +37,8 @@ fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Setup => setup::run().map(|()| ExitCode::SUCCESS),
         Command::Build(arguments) => build::run(arguments).map(|()| ExitCode::SUCCESS),
+        Command::Images => images::make_all().map(|()| ExitCode::SUCCESS),
+        Command::Test(arguments) => test::run(&arguments),
         Command::Lab(arguments) => lab::run(arguments),
     };
     done.unwrap_or_else(|error| {

@@ -1,5 +1,6 @@
 //! Debian packages as files: looked up, downloaded and unpacked, with nothing installed.
 
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 use std::process::Command;
 
@@ -18,6 +19,46 @@ pub fn exists(package: &str) -> Result<bool, LabError> {
     Ok(text.lines().any(|line| line.trim().strip_prefix("Candidate: ").is_some_and(|version| version != "(none)")))
 }
 
+/// The versions of the packages that would be downloaded, as one text that changes when one of them does.
+pub fn versions(packages: &[String]) -> Result<String, LabError> {
+    let text = program::text(Command::new("apt-cache").arg("policy").args(packages).env("LC_ALL", "C"))?;
+    let told = |line: &&str| !line.starts_with(' ') || line.trim_start().starts_with("Candidate: ");
+    Ok(text.lines().filter(told).collect::<Vec<_>>().join("\n"))
+}
+
+/// The library packages (`lib…`) that the packages need, through however many other libraries.
+pub fn library_closure(packages: &[String]) -> Result<Vec<String>, LabError> {
+    let mut command = Command::new("apt-cache");
+    command.args(["depends", "--recurse", "--no-recommends", "--no-suggests", "--no-conflicts", "--no-breaks"]);
+    command.args(["--no-replaces", "--no-enhances"]).args(packages).env("LC_ALL", "C");
+    if packages.is_empty() {
+        return Ok(Vec::new());
+    }
+    Ok(libraries_among(&program::text(&mut command)?, packages))
+}
+
+/// Walks apt-cache's listing, in which an unindented name is followed by what it depends on.
+fn libraries_among(listing: &str, packages: &[String]) -> Vec<String> {
+    let (mut needs, mut current) = (HashMap::<&str, Vec<&str>>::new(), "");
+    for line in listing.lines() {
+        match line.trim().trim_start_matches('|').split_once("epends: ") {
+            Some((_, name)) => needs.entry(current).or_default().push(name.trim()),
+            None if !line.starts_with(' ') => current = line.trim(),
+            None => {}
+        }
+    }
+    let (mut libraries, mut open) = (BTreeSet::new(), packages.iter().map(String::as_str).collect::<Vec<_>>());
+    while let Some(package) = open.pop() {
+        for name in needs.get(package).into_iter().flatten().filter(|name| name.starts_with("lib")) {
+            // `libc-dev:i386` and the like are for other machines.
+            if !name.contains(':') && libraries.insert((*name).to_owned()) {
+                open.push(name);
+            }
+        }
+    }
+    libraries.into_iter().collect()
+}
+
 /// Refreshes the package lists, which only root can.
 pub fn update() -> Result<(), LabError> {
     program::output(Command::new("apt-get").args(["-qq", "update"])).map(drop)
@@ -30,6 +71,9 @@ pub fn download(packages: &[String], directory: &Path) -> Result<(), LabError> {
         command.args(["-qq", "-o", "APT::Sandbox::User=root", "download"]);
         program::output(command.args(packages).current_dir(directory)).map(drop)
     };
+    if packages.is_empty() {
+        return Ok(());
+    }
     // Old lists name files that the mirror has replaced since.
     get().or_else(|error| if update().is_ok() { get() } else { Err(error) })
 }
@@ -44,4 +88,16 @@ pub fn unpack_all(directory: &Path, root: &Path) -> Result<(), LabError> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_libraries_are_followed() {
+        let listing = "server\n  Depends: adduser\n |Depends: libone\n  PreDepends: init\nadduser\n  Depends: libperl\n\
+                       libone\n  Depends: libtwo\n  Depends: libother:i386\nlibtwo\n  Depends: libone\n";
+        assert_eq!(libraries_among(listing, &["server".into()]), ["libone", "libtwo"]);
+    }
 }

@@ -12,6 +12,7 @@ pub mod agent;
 pub mod apt;
 pub mod cache;
 mod full;
+pub mod images;
 pub mod initramfs;
 pub mod kernel;
 mod machine;

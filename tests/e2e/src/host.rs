@@ -1,0 +1,112 @@
+//! The host as podvm's user sees it: an installed podvm and a directory for its state.
+
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use crate::{Finished, Invocation, layout, prefix};
+
+/// Where the tests of one run keep the images they have imported: importing is slow under emulation.
+const SHARED_ROOT: &str = "/var/tmp/podvm-e2e";
+
+/// An installed podvm with a state directory. Dropped, its pods are stopped and removed.
+pub struct Host {
+    root: PathBuf,
+    /// Removes itself; `None` for the shared one.
+    _own: Option<TempDir>,
+    /// For volumes and whatever else a test writes.
+    scratch: TempDir,
+}
+
+impl Host {
+    /// With the state that tests share, so that an image is imported once.
+    pub fn new() -> Self {
+        std::fs::create_dir_all(SHARED_ROOT).expect("the tests' state directory can be made");
+        Self { root: SHARED_ROOT.into(), _own: None, scratch: scratch() }
+    }
+
+    /// With an empty state of its own.
+    pub fn empty() -> Self {
+        let own = scratch();
+        Self { root: own.path().to_owned(), _own: Some(own), scratch: scratch() }
+    }
+
+    /// podvm's state directory.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// A directory of the test's own, on a real file system, that is removed with this.
+    pub fn scratch(&self) -> &Path {
+        self.scratch.path()
+    }
+
+    /// A new directory in [`Host::scratch`].
+    pub fn directory(&self, name: &str) -> PathBuf {
+        let path = self.scratch().join(name);
+        std::fs::create_dir_all(&path).expect("a scratch directory can be made");
+        path
+    }
+
+    /// A call of podvm.
+    pub fn podvm<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Invocation {
+        let mut all = vec![OsString::from("--root"), self.root.clone().into()];
+        all.extend(arguments.into_iter().map(|word| word.as_ref().to_owned()));
+        Invocation::new(prefix().join("bin/podvm"), all)
+    }
+
+    /// The reference of one of the tests' images, imported if it is not yet.
+    #[track_caller]
+    pub fn image(&self, name: &str) -> String {
+        let listed = self.podvm(["image", "list", "--output", "json"]).run().expect_code(0);
+        if !listed.stdout.contains(&format!("\"{name}")) {
+            let layout = layout(name);
+            let import =
+                [OsStr::new("image"), OsStr::new("import"), layout.as_os_str(), OsStr::new("--name"), OsStr::new(name)];
+            self.podvm(import).time_limit(Duration::from_secs(300)).run().expect_code(0);
+        }
+        name.to_owned()
+    }
+
+    /// The UUIDs of all pods.
+    pub fn pods(&self) -> Vec<String> {
+        let listed = self.podvm(["list", "--output", "json"]).run().expect_code(0).json();
+        let pods = listed.as_array().into_iter().flatten();
+        pods.filter_map(|pod| Some(pod.get("uuid")?.as_str()?.to_owned())).collect()
+    }
+
+    /// Removes what has ended.
+    pub fn gc(&self) -> Finished {
+        self.podvm(["gc", "--grace-period", "0s"]).run()
+    }
+}
+
+impl Default for Host {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        // A test that already fails is to report its own failure, not a second one of its cleaning up.
+        let quietly = || {
+            for pod in self.pods() {
+                self.podvm(["stop", "--force", &pod]).run();
+            }
+            self.gc();
+        };
+        if std::thread::panicking() {
+            let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(quietly));
+        } else {
+            quietly();
+        }
+    }
+}
+
+/// `TMPDIR`, which the lab sets to a directory on a real file system.
+fn scratch() -> TempDir {
+    tempfile::tempdir().expect("a temporary directory can be made")
+}
