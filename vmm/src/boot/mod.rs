@@ -1,7 +1,7 @@
 //! Puts a kernel, its initramfs and its command line into guest memory, and says where CPU 0 starts.
 //!
-//! Two kinds of kernel are known: an ELF `vmlinux` with a PVH entry ([`pvh`]), which is mapped and not read,
-//! and a bzImage by Linux's 64-bit boot protocol ([`bzimage`]). The low megabyte is laid out in [`layout`].
+//! Two kinds of kernel are known: an ELF `vmlinux` with a PVH entry ([`pvh`]), and a bzImage by Linux's 64-bit boot
+//! protocol ([`bzimage`]). The low megabyte is laid out in [`layout`].
 
 pub mod bzimage;
 pub mod elf;
@@ -162,7 +162,7 @@ impl BootFile {
     }
 
     fn place(&self, memory: &GuestMemory, at: u64, offset: u64, length: u64) -> Result<(), BootError> {
-        memory::place_file(memory, GuestAddress(at), &self.file, offset, length)
+        memory::copy_file(memory, GuestAddress(at), &self.file, offset, length)
             .map_err(|source| self.load_error(source))
     }
 }

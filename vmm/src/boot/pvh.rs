@@ -1,4 +1,4 @@
-//! Boots an ELF kernel by the PVH protocol (Xen's `docs/misc/pvh.pandoc`): segments mapped from the file,
+//! Boots an ELF kernel by the PVH protocol (Xen's `docs/misc/pvh.pandoc`): segments copied from the file,
 //! and a start info with memory map, command line and initramfs.
 
 use linux_loader::loader::elf::start_info::{hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info};
