@@ -48,6 +48,11 @@ fn etcd() -> Description {
         "ExposedPorts": {"2379/tcp": {}, "2380/tcp": {}},
         "Volumes": {"/data": {}},
         "WorkingDir": "/",
+        "Labels": {
+            "io.podvm.port.client": "2379/tcp",
+            "io.podvm.port.peer": "2380/tcp",
+            "io.podvm.volume.data-dir": "/data",
+        },
     });
     let mut image = plain("etcd", &["etcd-server"], config);
     image.files.push(("data/.keep".into(), 0o644, String::new()));
@@ -62,6 +67,7 @@ fn nginx() -> Description {
         "Env": [PATH],
         "ExposedPorts": {"80/tcp": {}},
         "Volumes": {"/srv/www": {}},
+        "Labels": {"io.podvm.port.http": "80/tcp"},
         "StopSignal": "SIGQUIT",
     });
     let mut image = plain("nginx", &["nginx", "nginx-common"], config);
