@@ -21,6 +21,10 @@ const IN6_ADDR_GEN_MODE_NONE: u8 = 1;
 /// `RTNH_F_ONLINK` (linux/rtnetlink.h): the gateway is reachable though no prefix says so.
 const RTNH_F_ONLINK: u32 = 4;
 
+/// Length of `struct ifinfomsg`.
+const LINK_HEADER_BYTES: usize = 16;
+/// A link's state when it carries packets (RFC 2863, linux/if.h).
+const IF_OPER_UP: u8 = 6;
 /// Length of `struct rtmsg`, and where `rtm_type` stands in it.
 const ROUTE_HEADER_BYTES: usize = 12;
 const ROUTE_TYPE_AT: usize = 7;
@@ -108,36 +112,44 @@ pub(crate) fn find_link(socket: &Socket, name: &str) -> Result<Option<i32>, Netl
     }
 }
 
-/// Waits until a link that was brought up, and whose peer is up, really carries packets, and until its IPv6 address, if it was
-/// given one, really is taken for the namespace's own.
-///
-/// The kernel opens the way out of a link when its link watcher has seen the carrier, and takes an IPv6 address into the
-/// routing table when a worker gets to it. What is sent before is lost, and a lost first packet costs its sender a second.
-/// (Since Linux 6.8 the question after the link itself makes the watcher look.) What is not ready in [`READY_TIMEOUT`] is left to
-/// become so later.
-pub(crate) fn wait_until_ready(socket: &Socket, index: i32, ipv6: Option<Ipv6Addr>) -> Result<(), NetlinkError> {
+/// Looks until something is ready, or [`READY_TIMEOUT`] has passed: then it is left to become so later.
+fn wait_until(mut is_ready: impl FnMut() -> Result<bool, NetlinkError>) -> Result<(), NetlinkError> {
     let start = Instant::now();
-    while start.elapsed() < READY_TIMEOUT {
-        let mut batch = Batch::default();
-        batch.push("look at a link", libc::RTM_GETLINK, 0, &link_header(index, false), |_| {});
-        let carries = socket.transact(batch)?.iter().any(|reply| is_running(&reply.payload));
-        let is_own = |address| is_local_at(socket, index, address);
-        if carries && ipv6.map(is_own).transpose()? != Some(false) {
-            break;
-        }
+    while !is_ready()? && start.elapsed() < READY_TIMEOUT {
         std::thread::sleep(READY_POLL);
     }
     Ok(())
 }
 
-/// Whether packets to an IPv6 address of this link are taken in.
-fn is_local_at(socket: &Socket, index: i32, address: Ipv6Addr) -> Result<bool, NetlinkError> {
+/// Waits until the first end of a veth pair to be brought up really carries packets.
+///
+/// The kernel opens the way out of a link whose carrier comes later only when its link watcher gets to it (since Linux 6.8, when
+/// asked about the link). What is sent before is lost, and a lost first packet costs its sender a second.
+pub(crate) fn wait_until_carrying(socket: &Socket, index: i32) -> Result<(), NetlinkError> {
+    wait_until(|| {
+        let mut batch = Batch::default();
+        batch.push("look at a link", libc::RTM_GETLINK, 0, &link_header(index, false), |_| {});
+        Ok(socket.transact(batch)?.iter().any(|reply| is_link_up(&reply.payload)))
+    })
+}
+
+/// Reads `struct ifinfomsg` and its attributes.
+fn is_link_up(payload: &[u8]) -> bool {
+    let attributes = payload.get(LINK_HEADER_BYTES..).unwrap_or_default();
+    find_attribute(attributes, libc::IFLA_OPERSTATE) == Some(&[IF_OPER_UP])
+}
+
+/// Waits until packets to an IPv6 address of a link are really taken in: the kernel does not route to a new address before a
+/// worker gets to it, and what comes before is lost.
+pub(crate) fn wait_until_local(socket: &Socket, index: i32, address: Ipv6Addr) -> Result<(), NetlinkError> {
     let header = [[libc::AF_INET6 as u8, 0, 0, 0], [libc::RT_TABLE_LOCAL, 0, 0, 0], [0; 4]].concat();
-    let mut batch = Batch::default();
-    batch.push("list local routes", libc::RTM_GETROUTE, libc::NLM_F_DUMP, &header, |route| {
-        route.put(libc::RTA_OIF, &index.to_ne_bytes());
-    });
-    Ok(socket.transact(batch)?.iter().any(|reply| is_local_route(&reply.payload, index, address)))
+    wait_until(|| {
+        let mut batch = Batch::default();
+        batch.push("list local routes", libc::RTM_GETROUTE, libc::NLM_F_DUMP, &header, |route| {
+            route.put(libc::RTA_OIF, &index.to_ne_bytes());
+        });
+        Ok(socket.transact(batch)?.iter().any(|reply| is_local_route(&reply.payload, index, address)))
+    })
 }
 
 /// Reads `struct rtmsg` and its attributes.
@@ -146,12 +158,6 @@ fn is_local_route(payload: &[u8], index: i32, address: Ipv6Addr) -> bool {
     header[ROUTE_TYPE_AT] == libc::RTN_LOCAL
         && find_attribute(attributes, libc::RTA_OIF) == Some(&index.to_ne_bytes()[..])
         && find_attribute(attributes, libc::RTA_DST) == Some(&address.octets()[..])
-}
-
-/// IFF_RUNNING of `ifi_flags` in `struct ifinfomsg`.
-fn is_running(payload: &[u8]) -> bool {
-    let flags = payload.get(8..12).and_then(|bytes| bytes.first_chunk()).map(|bytes| u32::from_ne_bytes(*bytes));
-    flags.is_some_and(|flags| flags & libc::IFF_RUNNING as u32 != 0)
 }
 
 /// Deletes a link, and with it its peer. Returns whether there was one.
@@ -325,7 +331,7 @@ mod tests {
         #[test]
         fn no_bytes_make_the_address_reader_panic(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
             let _ = parse_address(&bytes);
-            let _ = (index_in(&bytes), is_running(&bytes), is_local_route(&bytes, 1, Ipv6Addr::LOCALHOST));
+            let _ = (index_in(&bytes), is_link_up(&bytes), is_local_route(&bytes, 1, Ipv6Addr::LOCALHOST));
         }
     }
 }

@@ -146,7 +146,7 @@ impl PodNetwork {
     }
 
     fn create_default(request: &NetworkRequest, leases: &LeaseDir) -> Result<Self, CreateError> {
-        let ipv6 = request.config.ipv6.is_some() && sysctl::has_ipv6();
+        let ipv6 = request.config.speaks_ipv6() && sysctl::has_ipv6();
         let forwards = port::forwards(&request.ports, ipv6)?;
         let ports = forwards.iter().map(port::claim).collect::<Result<_, _>>()?;
         let dns = request.dns.clone().unwrap_or_else(host_dns);
@@ -244,9 +244,13 @@ fn connect(request: &NetworkRequest, place: &Place, forwards: &[Forward], table:
     let pod = Socket::route()?;
     let pod_index = link::find_link(&pod, POD_LINK)?.unwrap_or_default();
     pod.transact(pod_side(request, place, pod_index))?;
-    link::wait_until_ready(&host, index, place.ipv6.map(|(_, gateway)| gateway))?;
-    let own = place.ipv6.filter(|_| request.endpoint == Endpoint::Namespace);
-    link::wait_until_ready(&pod, pod_index, own.map(|(address, _)| address))?;
+    link::wait_until_carrying(&host, index)?;
+    if let Some((address, gateway)) = place.ipv6 {
+        link::wait_until_local(&host, index, gateway)?;
+        if request.endpoint == Endpoint::Namespace {
+            link::wait_until_local(&pod, pod_index, address)?;
+        }
+    }
     Ok(rules)
 }
 

@@ -9,6 +9,7 @@ use crate::subnet::{Ipv4Subnet, Ipv6Subnet};
 
 /// Most bytes in a packet of a pod unless configured otherwise: Ethernet's.
 const DEFAULT_MTU: u32 = 1500;
+const IPV6_MINIMUM_MTU: u32 = 1280;
 
 /// The built-in network of a host, as the configuration file may change it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,8 +19,15 @@ pub struct NetworkConfig {
     pub ipv4: Ipv4Subnet,
     /// Where pods' IPv6 addresses are from; pods have none without, nor when the host has IPv6 disabled.
     pub ipv6: Option<Ipv6Subnet>,
-    /// Most bytes in a packet.
+    /// Most bytes in a packet. Below 1280 there is no IPv6 (RFC 8200, section 5).
     pub mtu: u32,
+}
+
+impl NetworkConfig {
+    /// Whether pods are to have IPv6 addresses.
+    pub(crate) fn speaks_ipv6(&self) -> bool {
+        self.ipv6.is_some() && self.mtu >= IPV6_MINIMUM_MTU
+    }
 }
 
 impl Default for NetworkConfig {
@@ -65,5 +73,18 @@ impl NetworkRequest {
             config: NetworkConfig::default(),
             dns: None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_configuration_needs_to_name_only_what_differs() {
+        let config: NetworkConfig = serde_json::from_str(r#"{"ipv4": "10.1.0.0/16"}"#).unwrap();
+        assert_eq!(config, NetworkConfig { ipv4: "10.1.0.0/16".parse().unwrap(), ..NetworkConfig::default() });
+        assert!(serde_json::from_str::<NetworkConfig>(r#"{"ipv4": "10.1.0.1/16"}"#).is_err());
+        assert!(serde_json::from_str::<NetworkConfig>(r#"{"mtuu": 9000}"#).is_err());
     }
 }

@@ -66,7 +66,7 @@ fn the_interface_is_as_described() {
     assert!(links.contains("fd70:6f64:766d::ac10:1c02/128"), "{links}");
     assert!(!links.contains("tentative"), "{links}");
     let link = pod.run(|_| ip("link show dev eth0"));
-    assert!(link.contains("0a:58:ac:10:1c:02") && link.contains("mtu 1500") && link.contains("state UP"), "{link}");
+    assert!(link.contains("0a:58:ac:10:1c:02") && link.contains("mtu 1500") && link.contains("LOWER_UP"), "{link}");
     assert!(ip("route get 172.16.28.2").contains("src 172.16.28.1"));
 }
 
@@ -78,6 +78,16 @@ fn without_ipv6_at_the_host_a_pod_has_ipv4_only() {
     pod.run(|_| serve_tcp("0.0.0.0", 80));
     assert_eq!(addresses(&pod).len(), 1);
     assert_eq!(ask_tcp("127.0.0.1", 8080, PATIENCE).as_deref(), Some("172.16.28.1"));
+}
+
+#[test]
+fn with_packets_too_short_for_ipv6_a_pod_has_ipv4_only() {
+    let Some(host) = host() else { return };
+    let mut request = request();
+    request.config.mtu = 1000;
+    let pod = host.pod_by(request);
+    assert_eq!(addresses(&pod).len(), 1);
+    assert!(pod.run(|_| ip("link show dev eth0")).contains("mtu 1000"));
 }
 
 #[test]

@@ -136,12 +136,11 @@ fn a_port_of_another_pod_is_in_use_until_that_pod_ends() {
         assert_eq!(error, expected);
     }
     drop(pod);
-    let freed = std::net::TcpListener::bind("0.0.0.0:8080");
-    let freed = freed.or_else(|_| {
-        std::thread::sleep(BRIEF);
-        std::net::TcpListener::bind("0.0.0.0:8080")
-    });
-    drop(freed.expect("the port is free once the pod has ended"));
+    let start = std::time::Instant::now();
+    while let Err(error) = std::net::TcpListener::bind("0.0.0.0:8080") {
+        assert!(start.elapsed() < PATIENCE, "the port is free once the pod has ended: {error}");
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
     host.pod(&published());
 }
 

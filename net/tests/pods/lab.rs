@@ -15,7 +15,7 @@ use podvm_pod::Uuid;
 use podvm_pod::manifest::{Protocol, PublishedPort};
 
 /// How long a packet that should arrive may take, and one that should not is waited for.
-pub const PATIENCE: Duration = Duration::from_secs(2);
+pub const PATIENCE: Duration = Duration::from_secs(5);
 pub const BRIEF: Duration = Duration::from_millis(300);
 
 /// The host's and the outside's addresses on the wire between them.
