@@ -21,7 +21,7 @@ use podvm_vmm::vcpu::exit::VmExit;
 use super::{CONTROL_PORT, ECHO_PORT, GUEST_ADDRESS, HOST_ADDRESS, TCP_ECHO_PORT, configure_interface, initramfs};
 
 /// Longest the whole test may take, on an emulated machine.
-const TIME_LIMIT: Duration = Duration::from_secs(240);
+const TIME_LIMIT: Duration = Duration::from_secs(480);
 
 /// Why the test did not pass.
 pub enum Trouble {
