@@ -16,6 +16,7 @@ const SUPERVISOR_LIMIT: u64 = 2 << 20;
 
 /// What to build.
 #[derive(Clone, Copy, Default, clap::Args)]
+#[group(skip)]
 pub struct Arguments {
     /// Build podvm without optimization: much faster to build, for trying things
     #[arg(long)]

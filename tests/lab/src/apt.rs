@@ -26,7 +26,10 @@ pub fn versions(packages: &[String]) -> Result<String, LabError> {
     Ok(text.lines().filter(told).collect::<Vec<_>>().join("\n"))
 }
 
-/// The library packages (`lib…`) that the packages need, through however many other libraries.
+/// How the names of packages begin that hold libraries.
+const LIBRARY_PREFIXES: [&str; 2] = ["lib", "zlib"];
+
+/// The library packages that the packages need, through however many other libraries.
 pub fn library_closure(packages: &[String]) -> Result<Vec<String>, LabError> {
     let mut command = Command::new("apt-cache");
     command.args(["depends", "--recurse", "--no-recommends", "--no-suggests", "--no-conflicts", "--no-breaks"]);
@@ -49,9 +52,10 @@ fn libraries_among(listing: &str, packages: &[String]) -> Vec<String> {
     }
     let (mut libraries, mut open) = (BTreeSet::new(), packages.iter().map(String::as_str).collect::<Vec<_>>());
     while let Some(package) = open.pop() {
-        for name in needs.get(package).into_iter().flatten().filter(|name| name.starts_with("lib")) {
+        for name in needs.get(package).into_iter().flatten() {
+            let is_library = LIBRARY_PREFIXES.iter().any(|prefix| name.starts_with(prefix));
             // `libc-dev:i386` and the like are for other machines.
-            if !name.contains(':') && libraries.insert((*name).to_owned()) {
+            if is_library && !name.contains(':') && libraries.insert((*name).to_owned()) {
                 open.push(name);
             }
         }
