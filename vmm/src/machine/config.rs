@@ -7,7 +7,9 @@ use crate::boot::{BootFile, BootSource};
 use crate::devices::worker::{DeviceLink, DeviceWorker};
 use crate::devices::{DeviceError, VirtioDevice};
 use crate::legacy::console::Sink;
+use crate::persist::{self, PersistError};
 use crate::sandbox::Sandbox;
+use crate::virtio::mmio::TransportState;
 
 /// Kernel arguments that fit this machine: the serial console is quiet but for panics, a panic or a reboot
 /// resets at once through the keyboard controller, and nothing is probed for that is not there.
@@ -71,6 +73,17 @@ impl fmt::Debug for ConsoleSink {
     }
 }
 
+/// Why a device could not be made again.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// Its state.
+    #[error(transparent)]
+    State(#[from] PersistError),
+    /// The host's resources.
+    #[error("a device's event descriptors cannot be made; raise the limit of open files")]
+    Events(#[from] io::Error),
+}
+
 /// A device of any type, in its worker, ready for its thread.
 pub struct Device {
     pub(super) run: Box<dyn FnOnce() -> Result<(), DeviceError> + Send>,
@@ -85,6 +98,15 @@ impl Device {
     pub fn new<D: VirtioDevice>(device: D) -> io::Result<Self> {
         let (worker, link) = DeviceWorker::new(device)?;
         Ok(Self { run: Box::new(move || worker.run()), link })
+    }
+
+    /// Makes a device again from its part of a [`super::VmState`] and what the host provides anew.
+    ///
+    /// # Errors
+    /// [`RestoreError`] if the state is damaged or of another device, or file descriptors run out.
+    pub fn restore<D: VirtioDevice>(args: D::Args, state: &TransportState) -> Result<Self, RestoreError> {
+        let device = D::restore(args, persist::decode(&state.device().device)?)?;
+        Ok(Self::new(device)?)
     }
 }
 

@@ -20,12 +20,14 @@ use vmm_sys_util::eventfd::EventFd;
 use self::bus::Bus;
 pub use self::config::{ConsoleSink, Device, VmConfig};
 pub use self::running::{RunningVm, VmHandle, VmStats};
+pub use self::state::VmState;
 use crate::boot::{self, BootError, Entry, mptable};
-use crate::devices::DeviceError;
 use crate::devices::worker::DeviceLink;
+use crate::devices::{DeviceError, DeviceKind};
 use crate::legacy::console::{ConsoleLog, ConsoleWriter};
 use crate::legacy::serial::{self, SerialPort};
 use crate::memory::{self, GuestMemory, MemoryError, SharedMemory};
+use crate::persist::{Persist, PersistError};
 use crate::probe::{self, ProbeError};
 use crate::sandbox::{Sandbox, SandboxError};
 use crate::vcpu::cpuid::{self, CpuidHost};
@@ -82,6 +84,9 @@ pub enum BuildError {
     /// The host has no more eventfds.
     #[error("no event descriptor can be made; raise the limit of open files")]
     Event(#[source] io::Error),
+    /// A saved state does not fit.
+    #[error(transparent)]
+    State(#[from] PersistError),
     /// A thread cannot be started.
     #[error(transparent)]
     Sandbox(#[from] SandboxError),
@@ -99,7 +104,7 @@ pub struct Vm {
     fd: VmFd,
     memory: SharedMemory,
     vcpus: Vec<(Vcpu, VcpuHandle)>,
-    devices: Vec<(String, crate::devices::DeviceKind, DeviceBody)>,
+    devices: Vec<(String, DeviceKind, DeviceBody)>,
     bus: Arc<Bus>,
     counts: Arc<ExitCounts>,
     console: ConsoleLog,
@@ -112,37 +117,84 @@ impl Vm {
     /// # Errors
     /// [`BuildError`]; nothing stays behind.
     pub fn build(config: VmConfig) -> Result<Self, BuildError> {
-        let kvm = probe::open_kvm()?;
-        check_limits(&kvm, &config)?;
-        let fd = kvm.create_vm().map_err(refused("a virtual machine"))?;
+        let (kvm, fd) = create(&config)?;
         let memory = memory::map_ram(config.memory_bytes)?;
-        register_memory(&fd, &memory)?;
-        fd.set_tss_address(TSS_ADDRESS).map_err(refused("the TSS address"))?;
-        fd.create_irq_chip().map_err(refused("an interrupt controller"))?;
-
         let mut boot = config.boot;
         boot.command_line.push_str(&device_arguments(config.devices.len()));
         let entry = boot::load(&memory, &boot, config.vcpus)?;
         drop(boot);
-
-        let (links, devices) = split_devices(config.devices);
-        for (index, link) in links.iter().enumerate() {
-            wire_device(&fd, index, link)?;
-        }
-        let transports = links.into_iter().map(|link| MmioTransport::new(link, memory.clone())).collect();
+        let parts = Parts::wire(&fd, &memory, config.devices)?;
+        let transports = parts.links.into_iter().map(|link| MmioTransport::new(link, memory.clone())).collect();
         let console = ConsoleLog::new();
-        let sink = config.console.map(|ConsoleSink(sink)| sink);
-        let serial = SerialPort::new(serial_line(&fd)?, ConsoleWriter::new(console.clone(), sink));
+        let serial = SerialPort::new(parts.serial_line, writer(&console, config.console));
         let bus = Arc::new(Bus::new(serial, transports));
-        let counts = Arc::default();
-        let vcpus = create_vcpus(&kvm, &fd, &memory, entry, config.vcpus, &bus, &counts)?;
-        Ok(Self { fd, memory, vcpus, devices, bus, counts, console, sandbox: config.sandbox })
+        let set_up = |vcpu: &VcpuFd, cpuid: &CpuId, _id| set_up_vcpu(vcpu, cpuid, &memory, entry);
+        let (vcpus, counts) = create_vcpus(&kvm, &fd, config.vcpus, &bus, set_up)?;
+        Ok(Self { fd, memory, vcpus, devices: parts.devices, bus, counts, console, sandbox: config.sandbox })
+    }
+
+    /// Makes a machine that goes on where a saved one stood. `memory` is the saved machine's, or a copy of it; the
+    /// devices are the restored ones ([`Device::restore`]), in the same order. The configuration's boot files are not
+    /// used again.
+    ///
+    /// # Errors
+    /// [`BuildError`], among them [`BuildError::State`] if the state does not fit the configuration.
+    pub fn restore(config: VmConfig, memory: SharedMemory, state: VmState) -> Result<Self, BuildError> {
+        let (kvm, fd) = create(&config)?;
+        state.check_shape(config.vcpus, config.devices.len())?;
+        let parts = Parts::wire(&fd, &memory, config.devices)?;
+        let VmState { vcpus: vcpu_states, serial, transports, .. } = &state;
+        let transports = parts.links.into_iter().zip(transports.iter().cloned());
+        let transports = transports
+            .map(|(link, state)| MmioTransport::restore(link, memory.clone(), state))
+            .collect::<Result<_, _>>()?;
+        let console = ConsoleLog::new();
+        let serial = SerialPort::restore((parts.serial_line, writer(&console, config.console)), serial.clone())?;
+        let bus = Arc::new(Bus::new(serial, transports));
+        let set_up = |vcpu: &VcpuFd, _: &CpuId, id: u8| {
+            crate::vcpu::state::restore(vcpu, &vcpu_states[usize::from(id)]).map_err(refused("a saved CPU"))
+        };
+        let (vcpus, counts) = create_vcpus(&kvm, &fd, config.vcpus, &bus, set_up)?;
+        state.restore_controllers(&fd)?;
+        Ok(Self { fd, memory, vcpus, devices: parts.devices, bus, counts, console, sandbox: config.sandbox })
     }
 
     /// The guest's memory.
     pub fn memory(&self) -> &SharedMemory {
         &self.memory
     }
+}
+
+/// An empty virtual machine with interrupt controllers, for a configuration that is within limits.
+fn create(config: &VmConfig) -> Result<(Kvm, VmFd), BuildError> {
+    let kvm = probe::open_kvm()?;
+    check_limits(&kvm, config)?;
+    let fd = kvm.create_vm().map_err(refused("a virtual machine"))?;
+    fd.set_tss_address(TSS_ADDRESS).map_err(refused("the TSS address"))?;
+    fd.create_irq_chip().map_err(refused("an interrupt controller"))?;
+    Ok((kvm, fd))
+}
+
+/// Devices and serial port, connected with KVM.
+struct Parts {
+    links: Vec<DeviceLink>,
+    devices: Vec<(String, DeviceKind, DeviceBody)>,
+    serial_line: EventFd,
+}
+
+impl Parts {
+    fn wire(fd: &VmFd, memory: &GuestMemory, devices: Vec<Device>) -> Result<Self, BuildError> {
+        register_memory(fd, memory)?;
+        let (links, devices) = split_devices(devices);
+        for (index, link) in links.iter().enumerate() {
+            wire_device(fd, index, link)?;
+        }
+        Ok(Self { links, devices, serial_line: serial_line(fd)? })
+    }
+}
+
+fn writer(console: &ConsoleLog, sink: Option<ConsoleSink>) -> ConsoleWriter {
+    ConsoleWriter::new(console.clone(), sink.map(|ConsoleSink(sink)| sink))
 }
 
 fn check_limits(kvm: &Kvm, config: &VmConfig) -> Result<(), BuildError> {
@@ -208,37 +260,40 @@ fn serial_line(fd: &VmFd) -> Result<EventFd, BuildError> {
     Ok(line)
 }
 
+/// CPUs with their handles, and the counters they share.
+type Vcpus = (Vec<(Vcpu, VcpuHandle)>, Arc<ExitCounts>);
+
+/// Creates the CPUs; `set_up` gives each its state.
 fn create_vcpus(
     kvm: &Kvm,
     fd: &VmFd,
-    memory: &GuestMemory,
-    entry: Entry,
     count: u8,
     bus: &Arc<Bus>,
-    counts: &Arc<ExitCounts>,
-) -> Result<Vec<(Vcpu, VcpuHandle)>, BuildError> {
+    set_up: impl Fn(&VcpuFd, &CpuId, u8) -> Result<(), BuildError>,
+) -> Result<Vcpus, BuildError> {
     let supported = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(refused("its list of CPU features"))?;
     let host = CpuidHost { tsc_deadline: kvm.check_extension(Cap::TscDeadlineTimer) };
     let msrs = kvm.get_msr_index_list().map_err(refused("its list of MSRs"))?;
     let msr_indices: Arc<[u32]> = msrs.as_slice().into();
+    let counts: Arc<ExitCounts> = Arc::default();
     let create = |id: u8| {
         let vcpu = fd.create_vcpu(id.into()).map_err(refused("a CPU"))?;
-        set_up_vcpu(&vcpu, &cpuid::for_vcpu(&supported, host, id, count), memory, entry)?;
-        Ok(Vcpu::new(id, vcpu, Arc::clone(bus), Arc::clone(counts), Arc::clone(&msr_indices)))
+        let cpuid = CpuId::from_entries(&cpuid::for_vcpu(&supported, host, id, count)).map_err(too_long)?;
+        set_up(&vcpu, &cpuid, id)?;
+        Ok(Vcpu::new(id, vcpu, Arc::clone(bus), Arc::clone(&counts), Arc::clone(&msr_indices)))
     };
-    (0..count).map(create).collect()
+    let vcpus = (0..count).map(create).collect::<Result<_, BuildError>>()?;
+    Ok((vcpus, counts))
+}
+
+/// A list that is longer than KVM takes.
+fn too_long(_: vmm_sys_util::fam::Error) -> BuildError {
+    refused("the CPU's features")(kvm_ioctls::Error::new(libc::E2BIG))
 }
 
 /// Sets a CPU's registers. CPUs after the first wait for the guest to start them, whatever these hold.
-fn set_up_vcpu(
-    vcpu: &VcpuFd,
-    cpuid: &[kvm_bindings::kvm_cpuid_entry2],
-    memory: &GuestMemory,
-    entry: Entry,
-) -> Result<(), BuildError> {
-    let too_long = |_| refused("the CPU's features")(kvm_ioctls::Error::new(libc::E2BIG));
-    let cpuid = CpuId::from_entries(cpuid).map_err(too_long)?;
-    vcpu.set_cpuid2(&cpuid).map_err(refused("the CPU's features"))?;
+fn set_up_vcpu(vcpu: &VcpuFd, cpuid: &CpuId, memory: &GuestMemory, entry: Entry) -> Result<(), BuildError> {
+    vcpu.set_cpuid2(cpuid).map_err(refused("the CPU's features"))?;
     let msrs = registers::msrs().map_err(too_long)?;
     vcpu.set_msrs(&msrs).map_err(refused("the CPU's MSRs"))?;
     vcpu.set_fpu(&registers::fpu()).map_err(refused("the CPU's FPU"))?;

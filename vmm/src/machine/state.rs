@@ -20,22 +20,39 @@ const IRQ_CHIPS: [u32; 3] = [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_
 /// A machine's state.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct VmState {
-    vcpus: Vec<VcpuState>,
+    pub(super) vcpus: Vec<VcpuState>,
     irq_chips: Vec<kvm_irqchip>,
     clock: kvm_clock_data,
-    serial: SerialPortState,
-    transports: Vec<TransportState>,
+    pub(super) serial: SerialPortState,
+    pub(super) transports: Vec<TransportState>,
 }
 
 impl VmState {
-    /// The CPUs' states, in order.
-    pub fn vcpus(&self) -> &[VcpuState] {
-        &self.vcpus
-    }
-
-    /// The devices' states, in order.
+    /// The devices' states, in order; each is for [`super::Device::restore`].
     pub fn transports(&self) -> &[TransportState] {
         &self.transports
+    }
+
+    /// Checks that there are as many CPUs and devices as a configuration has.
+    pub(super) fn check_shape(&self, vcpus: u8, devices: usize) -> Result<(), PersistError> {
+        let (saved_vcpus, saved_devices) = (self.vcpus.len(), self.transports.len());
+        if (saved_vcpus, saved_devices) == (usize::from(vcpus), devices) {
+            return Ok(());
+        }
+        Err(PersistError::Invalid {
+            what: "the machine",
+            why: format!(
+                "it has {saved_vcpus} CPUs and {saved_devices} devices, the configuration {vcpus} and {devices}"
+            ),
+        })
+    }
+
+    /// Writes the interrupt controllers and the clock back.
+    pub(super) fn restore_controllers(&self, fd: &VmFd) -> Result<(), PersistError> {
+        for chip in &self.irq_chips {
+            fd.set_irqchip(chip).map_err(invalid("an interrupt controller"))?;
+        }
+        fd.set_clock(&self.clock).map_err(invalid("the clock"))
     }
 }
 
@@ -62,17 +79,6 @@ fn save_irq_chip(fd: &VmFd, chip_id: u32) -> Result<kvm_irqchip, PersistError> {
     let mut chip = kvm_irqchip { chip_id, ..Default::default() };
     fd.get_irqchip(&mut chip).map_err(invalid("an interrupt controller"))?;
     Ok(chip)
-}
-
-/// Writes the interrupt controllers and the clock back.
-///
-/// # Errors
-/// [`PersistError::Invalid`] with KVM's reason.
-pub fn restore_controllers(fd: &VmFd, state: &VmState) -> Result<(), PersistError> {
-    for chip in &state.irq_chips {
-        fd.set_irqchip(chip).map_err(invalid("an interrupt controller"))?;
-    }
-    fd.set_clock(&state.clock).map_err(invalid("the clock"))
 }
 
 fn invalid(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> PersistError {

@@ -100,10 +100,18 @@ impl Situation {
     }
 }
 
+/// Where a CPU stands after a reset.
+const RESET_RIP: u64 = 0xfff0;
+
 impl fmt::Display for Situation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { vcpu, rip, rsp, cr3, mode, last_line } = self;
-        write!(f, "CPU {vcpu} was in {mode} at rip {rip:#x}, rsp {rsp:#x}, cr3 {cr3:#x}")?;
+        if *rip == RESET_RIP && *cr3 == 0 {
+            // On AMD processors KVM resets the CPU before it reports a triple fault.
+            write!(f, "CPU {vcpu} has been reset since, so that where it was is not known")?;
+        } else {
+            write!(f, "CPU {vcpu} was in {mode} at rip {rip:#x}, rsp {rsp:#x}, cr3 {cr3:#x}")?;
+        }
         match last_line {
             Some(line) => write!(f, "; last console line: {line}"),
             None => write!(f, "; it had written nothing to its console"),

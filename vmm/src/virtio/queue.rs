@@ -155,8 +155,7 @@ impl Virtqueue {
         }
         let ring = self.queue.avail_ring();
         let wish = if self.queue.event_idx_enabled() { 4 + 2 * u64::from(self.queue.size()) } else { 0 };
-        let wish: u16 =
-            self.memory.read_obj(GuestAddress(ring + wish)).map_err(virtio_queue::Error::GuestMemory)?;
+        let wish: u16 = self.memory.read_obj(GuestAddress(ring + wish)).map_err(virtio_queue::Error::GuestMemory)?;
         let wish = u16::from_le(wish);
         if self.queue.event_idx_enabled() {
             // Section 2.7.7.2: whether the wished-for index lies among those given back since. virtio-queue's own
