@@ -1,0 +1,57 @@
+//! The pod's network, seen from inside and from the host.
+
+use std::net::{TcpListener, TcpStream};
+use std::time::Duration;
+
+use podvm_e2e::{Host, Invocation, wait_for};
+
+const A_WHILE: Duration = Duration::from_secs(120);
+
+fn links_and_rules() -> String {
+    let look = |program: &str, words: &[&str]| Invocation::new(program, words).run().expect_code(0).stdout;
+    look("ip", &["-br", "link"]) + &look("ip", &["route"]) + &look("nft", &["list", "ruleset"])
+}
+
+#[test]
+fn none_is_only_loopback() {
+    let host = Host::new();
+    let image = host.image("busybox");
+    let words = ["run", "--rm", "--net=none", &image, "--", "ls", "/sys/class/net"];
+    assert_eq!(host.podvm(words).run().expect_code(0).stdout, "lo\n");
+}
+
+#[test]
+fn a_pod_reaches_the_host_and_leaves_nothing_behind() {
+    let host = Host::new();
+    let image = host.image("busybox");
+    let before = links_and_rules();
+    let listener = TcpListener::bind("0.0.0.0:7001").unwrap();
+    let answer = std::thread::spawn(move || {
+        let (mut stream, from) = listener.accept().unwrap();
+        std::io::Write::write_all(&mut stream, b"hello from the host\n").unwrap();
+        from
+    });
+    let script = "gateway=$(ip route | awk '/default/ {print $3}'); nc -w 60 $gateway 7001 < /dev/null; ip -6 route | grep default";
+    let words = ["run", "--rm", &image, "--", "sh", "-c", script];
+    host.podvm(words).run().expect_code(0).expect_stdout("hello from the host");
+    assert!(answer.join().unwrap().ip().to_string().starts_with("172.16.28."));
+    wait_for("the pod's network is gone", A_WHILE, || (links_and_rules() == before).then_some(()));
+}
+
+#[test]
+fn a_forward_with_an_address_is_only_there() {
+    let host = Host::new();
+    let image = host.image("busybox");
+    let script = "mkdir /www; echo here > /www/index.html; echo up; exec httpd -f -p 80 -h /www";
+    let words = ["run", "--port", "80:127.0.0.1:7002", &image, "--", "sh", "-c", script];
+    let mut pod = host.podvm(words).spawn();
+    pod.wait_for_stdout("up", A_WHILE);
+    let get = || {
+        let finished = Invocation::new("curl", ["-sf", "-m", "20", "http://127.0.0.1:7002/"]).run();
+        finished.status.success().then_some(finished.stdout)
+    };
+    assert_eq!(wait_for("the server answers", A_WHILE, get), "here\n");
+    assert!(TcpStream::connect_timeout(&"[::1]:7002".parse().unwrap(), Duration::from_secs(5)).is_err());
+    pod.signal(nix::sys::signal::Signal::SIGTERM);
+    pod.wait(A_WHILE);
+}
