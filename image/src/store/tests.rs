@@ -532,3 +532,61 @@ fn uses_are_asked_only_when_an_image_would_go() {
     assert!(place.store.remove("none", &uses).is_err());
     assert_eq!(asked.get(), 0);
 }
+
+/// Says where each read event is and goes on slowly, so that a kill can hit any of them.
+struct Slow;
+
+impl crate::Progress for Slow {
+    fn event(&self, event: crate::Event) {
+        println!("{event:?}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+#[test]
+#[ignore = "the child process of the test below"]
+fn importer_that_is_killed() {
+    let root = std::env::var_os("PODVM_TEST_STORE").expect("run by the test below");
+    let path = std::env::var_os("PODVM_TEST_LAYOUT").expect("run by the test below");
+    let store = Store::open(root).unwrap();
+    store.import(path.as_ref(), &ImportOptions::default(), &Slow).unwrap();
+}
+
+#[test]
+fn a_kill_at_any_moment_leaves_a_clean_store() {
+    let place = Place::new();
+    let layers: Vec<Vec<u8>> = (0..6).map(|i| layer(&format!("layer {i}"))).collect();
+    let path = place.layout("app", &layout("1", Packing::Plain, &layers));
+    let (mut finished, mut killed) = (0, 0);
+    for moment in 0..40 {
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "store::tests::importer_that_is_killed", "--ignored", "--nocapture"])
+            .env("PODVM_TEST_STORE", place.store.root())
+            .env("PODVM_TEST_LAYOUT", &path)
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        // So many lines of its output mark the moment, however fast the machine is.
+        let mut output = io::BufRead::lines(io::BufReader::new(child.stdout.take().unwrap()));
+        let lines = output.by_ref().take(3 + moment / 2).count();
+        std::thread::sleep(Duration::from_micros(moment as u64 % 2 * 1500));
+        child.kill().unwrap();
+        match child.wait().unwrap().success() {
+            true => finished += 1,
+            false => killed += 1,
+        }
+        assert!(lines > 0);
+        let problems = place.store.verify(false).unwrap();
+        assert!(problems.is_empty(), "killed after {lines} lines: {problems:?}");
+        if place.store.resolve("app:1").is_ok() {
+            place.store.remove("app:1", &unused).unwrap();
+        }
+        place.store.gc(&unused).unwrap();
+        assert_eq!(place.store.gc(&unused).unwrap(), Collected::default());
+        assert_eq!(place.blobs(), 0);
+        place.assert_empty();
+    }
+    assert!(killed > 5, "{killed} killed, {finished} finished");
+    assert_eq!(place.import(&path).unwrap().layers, 6);
+    place.assert_clean();
+}
