@@ -39,7 +39,7 @@ pub fn podvm(boot: &Path, guest: &Guest) -> Monitor {
     let mut command = vec![boot.display().to_string()];
     command.extend(["--kernel".into(), guest.kernel.display().to_string()]);
     command.extend(["--initramfs".into(), guest.initramfs.display().to_string()]);
-    command.extend(["--memory".into(), guest.memory_mib.to_string()]);
+    command.extend(["--memory".into(), guest.memory_mib.to_string(), "--console".into()]);
     Monitor { name: "podvm", command, guest: guest.clone() }
 }
 

@@ -32,7 +32,7 @@ pub fn prefix() -> PathBuf {
 pub fn run(arguments: Arguments) -> anyhow::Result<()> {
     let podvm = step("build podvm", || build_podvm(arguments))?;
     let supervisor = step("build the supervisor", build_supervisor)?;
-    let kernel = step("build the guest kernel", build_kernel)?;
+    let kernel = step("build the guest kernel", kernel)?;
     step("put together target/podvm", || {
         let (binaries, library) = (prefix().join("bin"), prefix().join("lib/podvm"));
         place(&binaries.join("podvm"), &read(&podvm)?, true)?;
@@ -74,8 +74,9 @@ fn build_supervisor() -> anyhow::Result<PathBuf> {
     Ok(path)
 }
 
-/// The script's progress goes to standard error; its last line names the directory with the kernel.
-fn build_kernel() -> anyhow::Result<PathBuf> {
+/// Builds the guest kernel, unless that was done before; returns the directory it is in. The script's progress goes to
+/// standard error, and its last line names the directory.
+pub fn kernel() -> anyhow::Result<PathBuf> {
     let script = workspace().join("kernel-config/build");
     let output = Command::new(&script)
         .stdin(Stdio::null())

@@ -1,5 +1,6 @@
 //! The project's own commands, called as `cargo xtask COMMAND`.
 
+mod bench;
 mod build;
 mod images;
 mod lab;
@@ -25,6 +26,8 @@ enum Command {
     Setup,
     /// Builds podvm, the supervisor and the guest kernel into target/podvm
     Build(build::Arguments),
+    /// Measures what booting a guest costs, beside QEMU's microvm
+    Bench(bench::Arguments),
     /// Makes the images that tests and the demo run, in target/test-images
     Images,
     /// Sets up, builds and runs all tests; the last line counts them
@@ -37,6 +40,7 @@ fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Setup => setup::run().map(|()| ExitCode::SUCCESS),
         Command::Build(arguments) => build::run(arguments).map(|()| ExitCode::SUCCESS),
+        Command::Bench(arguments) => bench::run(&arguments),
         Command::Images => images::make_all().map(|()| ExitCode::SUCCESS),
         Command::Test(arguments) => test::run(&arguments),
         Command::Lab(arguments) => lab::run(arguments),
