@@ -297,6 +297,9 @@ fn set_up_vcpu(vcpu: &VcpuFd, cpuid: &CpuId, memory: &GuestMemory, entry: Entry)
     let msrs = registers::msrs().map_err(too_long)?;
     vcpu.set_msrs(&msrs).map_err(refused("the CPU's MSRs"))?;
     vcpu.set_fpu(&registers::fpu()).map_err(refused("the CPU's FPU"))?;
+    if let Some(xcrs) = registers::extended_state(cpuid.as_slice()) {
+        vcpu.set_xcrs(&xcrs).map_err(refused("the CPU's extended state"))?;
+    }
     let mut lapic = vcpu.get_lapic().map_err(refused("the CPU's APIC"))?;
     registers::wire_interrupt_pins(&mut lapic);
     vcpu.set_lapic(&lapic).map_err(refused("the CPU's APIC"))?;

@@ -24,9 +24,9 @@ use crate::sandbox::{self, profiles};
 use crate::vcpu::exit::VmExit;
 use crate::vcpu::{ExitCounts, VcpuCommand, VcpuHandle};
 
-/// How long device threads may take to finish what they are doing when the machine ends; one that hangs on
-/// the host's storage is left behind, and ends with the process.
-const DEVICE_STOP_LIMIT: Duration = Duration::from_secs(5);
+/// How long threads may take to finish what they are doing when the machine ends; one that hangs on the host's
+/// storage is left behind, and ends with the process.
+const STOP_LIMIT: Duration = Duration::from_secs(5);
 
 /// Where threads report why they ended. The first report is the machine's exit.
 #[derive(Clone)]
@@ -171,12 +171,12 @@ impl RunningVm {
 
     fn stop_threads(&mut self) {
         for vcpu in self.shared.vcpus().iter_mut() {
-            vcpu.stop();
+            vcpu.stop(STOP_LIMIT);
         }
         for transport in self.shared.bus.transports() {
             transport.link().send(Command::Stop);
         }
-        let deadline = Instant::now() + DEVICE_STOP_LIMIT;
+        let deadline = Instant::now() + STOP_LIMIT;
         for thread in self.device_threads.drain(..) {
             while !thread.is_finished() && Instant::now() < deadline {
                 std::thread::sleep(Duration::from_micros(200));

@@ -46,6 +46,7 @@ pub const COMMON: &[Allow] = &[
 /// KVM's requests on a vCPU: run it, and read its state when it is saved or has failed.
 const VCPU_REQUESTS: &[u32] = &[
     0x0000_ae80, // KVM_RUN
+    0x0000_aead, // KVM_KVMCLOCK_CTRL
     0x8090_ae81, // KVM_GET_REGS
     0x8138_ae83, // KVM_GET_SREGS
     0xc008_ae88, // KVM_GET_MSRS

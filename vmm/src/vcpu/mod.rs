@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kvm_bindings::KVM_INTERNAL_ERROR_EMULATION;
 use kvm_ioctls::{VcpuExit, VcpuFd};
@@ -117,7 +117,11 @@ impl Vcpu {
                     paused = true;
                     let _ = done.send(());
                 }
-                Some(VcpuCommand::Resume) => paused = false,
+                Some(VcpuCommand::Resume) => {
+                    // So that the guest's watchdogs do not count the pause; a guest without that clock refuses.
+                    let _ = self.fd.kvmclock_ctrl();
+                    paused = false;
+                }
                 Some(VcpuCommand::Save(reply)) => {
                     let _ = reply.send(state::save(&self.fd, &self.msr_indices));
                 }
@@ -247,9 +251,13 @@ impl VcpuHandle {
 
     /// Sends a command and kicks the vCPU until it has answered; `None` if its thread has ended.
     pub fn ask<T>(&self, command: impl FnOnce(Sender<T>) -> VcpuCommand) -> Option<T> {
+        self.ask_until(command, None)
+    }
+
+    fn ask_until<T>(&self, command: impl FnOnce(Sender<T>) -> VcpuCommand, deadline: Option<Instant>) -> Option<T> {
         let (answer, answered) = mpsc::channel();
         self.send(command(answer));
-        loop {
+        while deadline.is_none_or(|deadline| Instant::now() < deadline) {
             if let Some(thread) = &self.thread {
                 // A thread that is ending anyway answers by closing the channel.
                 let _ = thread.kill(Self::kick_signal());
@@ -260,13 +268,21 @@ impl VcpuHandle {
                 Err(RecvTimeoutError::Timeout) => {}
             }
         }
+        None
     }
 
-    /// Ends the thread and waits for it.
-    pub fn stop(&mut self) {
-        let _ = self.ask(VcpuCommand::Stop);
+    /// Ends the thread and waits for it, but no longer than `limit`: a CPU that waits for a device which hangs on the
+    /// host's storage is left behind, and ends with the process.
+    pub fn stop(&mut self, limit: Duration) {
+        let deadline = Instant::now() + limit;
+        let _ = self.ask_until(VcpuCommand::Stop, Some(deadline));
         if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
+            while !thread.is_finished() && Instant::now() < deadline {
+                std::thread::sleep(KICK_INTERVAL / 10);
+            }
+            if thread.is_finished() {
+                let _ = thread.join();
+            }
         }
     }
 }

@@ -1,7 +1,10 @@
 //! The registers that a CPU starts with: for PVH in 32-bit protected mode, for Linux's 64-bit protocol in
 //! long mode over identity-mapped page tables; MSRs, FPU and local APIC as firmware would leave them.
 
-use kvm_bindings::{Msrs, kvm_dtable, kvm_fpu, kvm_lapic_state, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs};
+use kvm_bindings::{
+    Msrs, kvm_cpuid_entry2, kvm_dtable, kvm_fpu, kvm_lapic_state, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs,
+    kvm_xcrs,
+};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::boot::{Entry, layout};
@@ -106,6 +109,19 @@ pub fn set_up_system(
 /// FPU and SSE control words after reset.
 pub fn fpu() -> kvm_fpu {
     kvm_fpu { fcw: 0x37f, mxcsr: 0x1f80, ..Default::default() }
+}
+
+/// XCR0 with all extended state that the CPU's leaves offer; `None` if they offer none.
+///
+/// A kernel sets it itself, after it has read from CPUID how large that state is. But where this host is itself emulated
+/// KVM may not see the guest set it, and would go on with a size and a register that do not fit; so it starts complete.
+pub fn extended_state(cpuid: &[kvm_cpuid_entry2]) -> Option<kvm_xcrs> {
+    const LEAF_1_ECX_XSAVE: u32 = 1 << 26;
+    let has_xsave = cpuid.iter().any(|leaf| leaf.function == 1 && leaf.ecx & LEAF_1_ECX_XSAVE != 0);
+    let leaf = cpuid.iter().find(|leaf| leaf.function == 0xd && leaf.index == 0).filter(|_| has_xsave)?;
+    let mut xcrs = kvm_xcrs { nr_xcrs: 1, ..Default::default() };
+    xcrs.xcrs[0].value = u64::from(leaf.eax) | u64::from(leaf.edx) << 32;
+    Some(xcrs)
 }
 
 /// MSRs that firmware sets: memory is write-back, string moves are fast.
