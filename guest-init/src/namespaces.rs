@@ -44,6 +44,10 @@ impl Walls for Namespaces {
         &self.scratch
     }
 
+    fn is_greeted(&self) -> bool {
+        true
+    }
+
     fn cgroup_root(&self) -> Option<&Path> {
         self.cgroup_root.as_deref()
     }

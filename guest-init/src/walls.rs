@@ -32,6 +32,10 @@ pub trait Walls {
     /// An empty directory in memory that is the supervisor's own and seen by no app.
     fn scratch(&self) -> &Path;
 
+    /// Whether clients of the listening socket begin with the line `CONNECT PORT` and expect `OK PORT`, as at the VMM's
+    /// socket, where the VMM answers it.
+    fn is_greeted(&self) -> bool;
+
     /// Where the pod's cgroup is to be found, if there may be one.
     fn cgroup_root(&self) -> Option<&Path>;
 

@@ -90,8 +90,8 @@ impl Child<'_> {
         let mut keep: Vec<RawFd> = pipes.into_iter().flatten().map(AsRawFd::as_raw_fd).collect();
         keep.push(self.control.as_raw_fd());
         keep.extend(self.target.map(|target| target.as_raw_fd()));
-        // The standard error takes notes until it is the app's.
-        keep.push(libc::STDERR_FILENO);
+        // Standard streams stay until they are replaced, lest another file take the number of one.
+        keep.extend([libc::STDIN_FILENO, libc::STDOUT_FILENO, libc::STDERR_FILENO]);
         keep
     }
 

@@ -15,6 +15,12 @@ pub const MAX_CONNECTIONS: usize = 256;
 /// How long a client may take to send its request, and to close after the answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// What a client of a greeted socket begins with, and the answer.
+const GREETING: &str = "CONNECT 1024";
+const ANSWER: &str = "OK 1024\n";
+/// Longest line of greeting.
+const MAX_GREETING: usize = 64;
+
 /// What a client waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WaitFor {
@@ -28,6 +34,7 @@ pub enum WaitFor {
 
 #[derive(Debug)]
 enum State {
+    Greeting { until: Instant },
     Reading { until: Instant },
     Waiting(WaitFor),
     Closing { until: Instant },
@@ -52,9 +59,11 @@ pub enum Heard {
 }
 
 impl Connection {
-    /// Takes a new connection; none when it is broken already.
-    pub fn new(socket: OwnedFd) -> Option<Self> {
-        Some(Self { framed: Framed::new(socket).ok()?, state: State::Reading { until: Instant::now() + PATIENCE } })
+    /// Takes a new connection, which begins with a line of greeting if `greeted`; none when it is broken already.
+    pub fn new(socket: OwnedFd, greeted: bool) -> Option<Self> {
+        let until = Instant::now() + PATIENCE;
+        let state = if greeted { State::Greeting { until } } else { State::Reading { until } };
+        Some(Self { framed: Framed::new(socket).ok()?, state })
     }
 
     /// The connection, to be polled.
@@ -71,14 +80,14 @@ impl Connection {
     pub fn waits_for(&self) -> Option<WaitFor> {
         match self.state {
             State::Waiting(wait) => Some(wait),
-            State::Reading { .. } | State::Closing { .. } => None,
+            State::Greeting { .. } | State::Reading { .. } | State::Closing { .. } => None,
         }
     }
 
     /// When it is given up.
     pub fn deadline(&self) -> Option<Instant> {
         match self.state {
-            State::Reading { until } | State::Closing { until } => Some(until),
+            State::Greeting { until } | State::Reading { until } | State::Closing { until } => Some(until),
             State::Waiting(_) => None,
         }
     }
@@ -113,7 +122,19 @@ impl Connection {
         if self.framed.fill().is_err() || events.contains(PollFlags::NVAL) {
             return Heard::Over;
         }
+        if let State::Greeting { until } = self.state {
+            match self.framed.next_line(MAX_GREETING) {
+                Ok(Some(line)) if line == GREETING.as_bytes() => {
+                    self.state = State::Reading { until };
+                    // A client that is gone needs no answer.
+                    let _ = self.framed.send_bytes(ANSWER.as_bytes());
+                }
+                Ok(None) if !self.framed.has_ended() => return Heard::Nothing,
+                _ => return Heard::Over,
+            }
+        }
         match self.state {
+            State::Greeting { .. } => Heard::Nothing,
             State::Reading { .. } => self.read_request(),
             // Nothing may be said while an answer is due; the end means that nobody waits for it any more.
             State::Waiting(_) => Heard::Over,

@@ -77,6 +77,31 @@ impl Framed {
         Ok(Some(message))
     }
 
+    /// The line that has arrived before any frame, without its end; none when it is not whole yet.
+    ///
+    /// # Errors
+    /// A line that is longer than `longest`.
+    pub fn next_line(&mut self, longest: usize) -> Result<Option<Vec<u8>>, FrameError> {
+        match self.input.iter().take(longest).position(|byte| *byte == b'\n') {
+            Some(end) => {
+                let mut line: Vec<u8> = self.input.drain(..=end).collect();
+                line.pop();
+                Ok(Some(line))
+            }
+            None if self.input.len() >= longest => Err(FrameError::TooLong(self.input.len() as u64)),
+            None => Ok(None),
+        }
+    }
+
+    /// Queues bytes that are no frame and sends what the connection takes.
+    ///
+    /// # Errors
+    /// Those of writing.
+    pub fn send_bytes(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.output.extend(bytes);
+        self.flush()
+    }
+
     /// Whether the other end has closed its direction; what it sent before may still be unread.
     pub fn has_ended(&self) -> bool {
         self.ended

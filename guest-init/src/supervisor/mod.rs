@@ -266,7 +266,7 @@ impl<W: Walls> Supervisor<W> {
         while let Ok(fd) = accept4(self.listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK) {
             // SAFETY: the descriptor is new, and nobody else knows of it.
             let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-            let Some(mut connection) = Connection::new(socket) else { continue };
+            let Some(mut connection) = Connection::new(socket, self.walls.is_greeted()) else { continue };
             if self.connections.len() >= MAX_CONNECTIONS {
                 let message = format!("there are {MAX_CONNECTIONS} requests under way; try again when some are done");
                 connection.answer(&connection::refusal(message));

@@ -94,11 +94,11 @@ impl<W: Walls> Supervisor<W> {
 
     fn start_process(&mut self, id: ProcessId) -> Result<Reply, Refusal> {
         self.process(id)?;
-        if let Some(process) = self.processes.get_mut(id).filter(|process| !process.main) {
-            if matches!(process.state, State::Prepared | State::Failed { .. }) {
-                process.go();
-                return Ok(Reply::Later(WaitFor::Started(id)));
-            }
+        let startable =
+            |process: &&mut Process| !process.main && matches!(process.state, State::Prepared | State::Failed { .. });
+        if let Some(process) = self.processes.get_mut(id).filter(startable) {
+            process.go();
+            return Ok(Reply::Later(WaitFor::Started(id)));
         }
         Err(format!("process {} was started before", id.0))
     }

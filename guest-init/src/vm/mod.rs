@@ -39,6 +39,10 @@ impl Walls for Vm {
         Path::new(SCRATCH)
     }
 
+    fn is_greeted(&self) -> bool {
+        false
+    }
+
     fn cgroup_root(&self) -> Option<&Path> {
         Some(Path::new(CGROUP_ROOT))
     }
