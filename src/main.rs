@@ -21,7 +21,7 @@ fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().collect();
     let code = match cli::parse(&arguments) {
         Ok(cli::Parsed::Command(cli)) => commands::run_command(*cli).unwrap_or_else(|error| {
-            report(&format!("{error:#}"));
+            report(&chain(&error));
             PODVM_ERROR
         }),
         Ok(cli::Parsed::Text(text)) => {
@@ -39,4 +39,31 @@ fn main() -> ExitCode {
 /// Prints an error in the one form that all of podvm's have.
 fn report(message: &str) {
     eprintln!("podvm: {message}");
+}
+
+/// An error with those behind it, in one line. What a message tells already is not told again.
+fn chain(error: &anyhow::Error) -> String {
+    let mut line = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if line.is_empty() {
+            line = cause;
+        } else if !line.contains(&cause) {
+            line = format!("{line}: {cause}");
+        }
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context;
+
+    use super::*;
+
+    #[test]
+    fn a_cause_that_the_message_tells_is_not_told_again() {
+        let result: Result<(), _> = Err(std::io::Error::other("broken pipe"));
+        let error = result.context("the app (broken pipe)").context("pod 1").unwrap_err();
+        assert_eq!(chain(&error), "pod 1: the app (broken pipe)");
+    }
 }

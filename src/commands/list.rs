@@ -60,7 +60,7 @@ impl Listed {
     }
 }
 
-fn as_table(pods: &Vec<Listed>, full: bool) -> String {
+fn as_table(pods: &[Listed], full: bool) -> String {
     let columns = ["uuid", "apps", "images", "state", "created", "addresses", "ports", "stage1"];
     table(columns, pods.iter().map(|pod| row(pod, full)))
 }

@@ -9,7 +9,7 @@ use podvm_pod::directory::PodState;
 use super::stop::stop;
 use crate::config::Config;
 use crate::output::print_text;
-use crate::report;
+use crate::{chain, report};
 
 /// How long a pod that is removed by force may take to end by itself.
 const FORCED_GRACE: Duration = Duration::from_secs(2);
@@ -35,7 +35,7 @@ pub fn run(args: &RmArgs, config: &Config) -> Result<u8> {
         match removed {
             Ok(dir) => print_text(&format!("{}\n", dir.uuid())),
             Err(error) => {
-                report(&format!("{error:#}"));
+                report(&chain(&error));
                 code = podvm_pod::exit::PODVM_ERROR;
             }
         }

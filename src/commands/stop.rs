@@ -13,7 +13,7 @@ use std::os::fd::AsFd;
 
 use crate::config::Config;
 use crate::duration::Wait;
-use crate::report;
+use crate::{chain, report};
 
 /// How long a pod may take to end beside the grace period: its filesystems are synced, its VM is shut down.
 const MARGIN: Duration = Duration::from_secs(30);
@@ -41,7 +41,7 @@ pub fn run(args: &StopArgs, config: &Config) -> Result<u8> {
     for name in &args.pods {
         let stopped = pods.find(name).map_err(anyhow::Error::from).and_then(|dir| stop(&dir, args.time.0, args.force));
         if let Err(error) = stopped {
-            report(&format!("{error:#}"));
+            report(&chain(&error));
             code = podvm_pod::exit::PODVM_ERROR;
         }
     }

@@ -25,7 +25,7 @@ mod tests;
 use std::net::IpAddr;
 use std::os::unix::net::UnixStream;
 
-pub use ready::{ReadyReceiver, ReadySender, ready_pipe};
+pub use ready::{ReadyReceiver, ReadySender, StartFailure, ready_pipe};
 
 use crate::client::SupervisorClient;
 use crate::console::Signals;

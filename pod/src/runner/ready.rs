@@ -1,7 +1,7 @@
 //! How a pod that was started in the background tells the process that started it that its apps run, or why not.
 //!
-//! A pipe: the pod writes one letter, and after the letter of failure a message. A pipe that ends without a letter means
-//! that the pod's process was killed.
+//! A pipe: the pod writes one letter, and after the letter of failure its exit code as one byte and a message. A pipe that
+//! ends without a letter means that the pod's process was killed.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -9,11 +9,22 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use crate::console::write_fully;
+use crate::exit::PODVM_ERROR;
 
 const READY: u8 = b'R';
 const FAILED: u8 = b'F';
 /// Longest message of failure; one write of it to a pipe is whole.
 const MAX_MESSAGE_BYTES: usize = 4_000;
+
+/// Why the apps of a pod were not started.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct StartFailure {
+    /// The exit code that the pod's process ends with.
+    pub code: u8,
+    /// Why, as a sentence.
+    pub message: String,
+}
 
 /// The pod's end of the pipe.
 #[derive(Debug, Clone)]
@@ -39,9 +50,9 @@ impl ReadySender {
     }
 
     /// Says why the apps were not started.
-    pub fn failed(&self, message: &str) {
-        let mut bytes = vec![FAILED];
-        bytes.extend(message.bytes().take(MAX_MESSAGE_BYTES));
+    pub fn failed(&self, failure: &StartFailure) {
+        let mut bytes = vec![FAILED, failure.code];
+        bytes.extend(failure.message.bytes().take(MAX_MESSAGE_BYTES));
         let _ = write_fully(self.0.as_fd(), &bytes);
     }
 }
@@ -50,18 +61,21 @@ impl ReadyReceiver {
     /// Waits for the pod's word.
     ///
     /// # Errors
-    /// The message of failure.
-    pub fn wait(self) -> Result<(), String> {
-        let silent = || "the pod's process ended without a word".to_owned();
+    /// [`StartFailure`].
+    pub fn wait(self) -> Result<(), StartFailure> {
         let mut pipe = File::from(self.0);
-        let mut letter = [0];
-        pipe.read_exact(&mut letter).map_err(|_| silent())?;
-        if letter[0] == READY {
-            return Ok(());
+        let mut word = Vec::new();
+        let read = (&mut pipe).take(1).read_to_end(&mut word).and_then(|_| match word.first() {
+            Some(&FAILED) => pipe.take(1 + MAX_MESSAGE_BYTES as u64).read_to_end(&mut word),
+            _ => Ok(0),
+        });
+        match (read, word.as_slice()) {
+            (Ok(_), [READY]) => Ok(()),
+            (Ok(_), [FAILED, code, message @ ..]) => {
+                Err(StartFailure { code: *code, message: String::from_utf8_lossy(message).into_owned() })
+            }
+            _ => Err(StartFailure { code: PODVM_ERROR, message: "the pod's process ended without a word".into() }),
         }
-        let mut message = Vec::new();
-        pipe.take(MAX_MESSAGE_BYTES as u64).read_to_end(&mut message).map_err(|error| error.to_string())?;
-        Err(String::from_utf8_lossy(&message).into_owned())
     }
 }
 
@@ -71,18 +85,19 @@ mod tests {
 
     #[test]
     fn the_starter_hears_the_first_word() {
+        let failure = StartFailure { code: 127, message: "no such program".into() };
         let (sender, receiver) = ready_pipe().unwrap();
         sender.ready();
-        sender.failed("later");
+        sender.failed(&failure);
         assert_eq!(receiver.wait(), Ok(()));
 
         let (sender, receiver) = ready_pipe().unwrap();
-        sender.failed("no such program");
+        sender.failed(&failure);
         drop(sender);
-        assert_eq!(receiver.wait(), Err("no such program".into()));
+        assert_eq!(receiver.wait(), Err(failure));
 
         let (sender, receiver) = ready_pipe().unwrap();
         drop(sender);
-        assert!(receiver.wait().unwrap_err().contains("without a word"));
+        assert!(receiver.wait().unwrap_err().message.contains("without a word"));
     }
 }

@@ -25,8 +25,10 @@ const START_LIMIT: Duration = Duration::from_secs(180);
 pub(super) const STOP_GRACE: Duration = Duration::from_secs(10);
 /// How long after the grace period the pod's end may take.
 const STOP_MARGIN: Duration = Duration::from_secs(30);
-/// How long the walls may take to tell what happened when the supervisor has gone, and to fall when they are to.
-const LAST_WORD: Duration = Duration::from_secs(10);
+/// How long the walls may take to tell what happened when the supervisor has gone: a panicking kernel, emulated, is slow.
+const LAST_WORD: Duration = Duration::from_secs(60);
+/// How long the walls may take to fall after the farewell. All that matters is on disk by then.
+const POWER_OFF: Duration = Duration::from_secs(10);
 /// How long a report that is on its way may take to be read when the walls have fallen.
 const LAST_READ: Duration = Duration::from_secs(1);
 /// How long a message to the supervisor may wait to be taken.
@@ -301,7 +303,7 @@ impl<'a> Session<'a> {
         if write_frame(&mut self.primary, &Command::Farewell).is_err() || !self.has_walls {
             return;
         }
-        let latest = Instant::now() + LAST_WORD;
+        let latest = Instant::now() + POWER_OFF;
         while !self.have_walls_fallen && Instant::now() < latest {
             match self.inputs.recv_timeout(latest.saturating_duration_since(Instant::now())) {
                 Ok(Input::WallsFell(_)) => self.have_walls_fallen = true,

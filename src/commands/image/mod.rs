@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use crate::config::Config;
 use crate::output::{OutputArgs, joined, print, print_text, table};
-use crate::report;
+use crate::{chain, report};
 
 /// `podvm image …`.
 #[derive(Debug, clap::Subcommand)]
@@ -105,7 +105,7 @@ fn remove(args: &RmArgs, store: &Store, pods: &PodsRoot) -> u8 {
                 }
             }
             Err(error) => {
-                report(&format!("{:#}", anyhow::Error::from(error)));
+                report(&chain(&error.into()));
                 code = podvm_pod::exit::PODVM_ERROR;
             }
         }

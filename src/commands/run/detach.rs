@@ -5,17 +5,19 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use nix::unistd::{ForkResult, fork, setsid};
 use podvm_pod::Uuid;
 use podvm_pod::exit::PODVM_ERROR;
-use podvm_pod::runner::{ReadySender, ready_pipe};
+use podvm_pod::runner::{ReadySender, StartFailure, ready_pipe};
 
+use super::Outcome;
 use crate::output::print_text;
+use crate::{chain, report};
 
 /// Runs `pod` in a child of this process that has left its terminal and session, and returns when its apps run. The process
 /// must have one thread.
-pub fn start(uuid: Uuid, pod: impl FnOnce(ReadySender) -> Result<u8>) -> Result<u8> {
+pub fn start(uuid: Uuid, pod: impl FnOnce(ReadySender) -> Result<Outcome>) -> Result<u8> {
     let (sender, receiver) = ready_pipe()?;
     // SAFETY: the process has one thread, so the child may do all that this process could.
     match unsafe { fork() }.context("the pod's process cannot be made")? {
@@ -24,30 +26,26 @@ pub fn start(uuid: Uuid, pod: impl FnOnce(ReadySender) -> Result<u8>) -> Result<
             // What it holds is the child's to hold.
             drop(pod);
             match receiver.wait() {
-                Ok(()) => print_text(&format!("{uuid}\n")),
-                Err(message) => bail!(message),
+                Ok(()) => {
+                    print_text(&format!("{uuid}\n"));
+                    Ok(0)
+                }
+                Err(failure) => {
+                    report(&failure.message);
+                    Ok(failure.code)
+                }
             }
-            Ok(0)
         }
         ForkResult::Child => {
             drop(receiver);
-            let ended = leave_terminal()
-                .context("the pod's process cannot leave the terminal")
-                .and_then(|()| pod(sender.clone()));
-            let code = match ended {
-                Ok(code) => {
-                    // Heard only when the apps had not been started.
-                    sender.failed(&format!(
-                        "pod {uuid} ended with {code} before its apps ran; `podvm status {uuid}` tells more"
-                    ));
-                    code
-                }
-                Err(error) => {
-                    sender.failed(&format!("{error:#}"));
-                    PODVM_ERROR
-                }
+            let left = leave_terminal().context("the pod's process cannot leave the terminal");
+            let failure = match left.and_then(|()| pod(sender.clone())) {
+                Ok(outcome) => StartFailure { code: outcome.code, message: outcome.message(uuid) },
+                Err(error) => StartFailure { code: PODVM_ERROR, message: chain(&error) },
             };
-            std::process::exit(code.into());
+            // Heard only when the apps had not been started.
+            sender.failed(&failure);
+            std::process::exit(failure.code.into());
         }
     }
 }

@@ -20,7 +20,7 @@ use anyhow::{Context, Result};
 use podvm_image::{ImageSource, ImportOptions, ResolvedImage, Silent, Store};
 use podvm_pod::manifest::{AppImage, PodManifest};
 use podvm_pod::runner::PodIo;
-use podvm_pod::status::{AppState, PodReport};
+use podvm_pod::status::{AppState, AppStatus, PodReport};
 use podvm_pod::{Stage1, Uuid};
 use podvm_stage1_kvm::KvmStage1;
 
@@ -51,7 +51,9 @@ pub fn run(args: &RunArgs, config: &Config) -> Result<u8> {
     if args.detach {
         return detach::start(uuid, |ready| start(PodIo { attached: false, ready: Some(ready) }));
     }
-    start(PodIo { attached: true, ready: None })
+    let outcome = start(PodIo { attached: true, ready: None })?;
+    outcome.lines.iter().for_each(|line| report(line));
+    Ok(outcome.code)
 }
 
 /// Finds an image in the store, or imports it first when it is named by its path.
@@ -91,7 +93,7 @@ fn run_pod(
     images: Vec<ResolvedImage>,
     uuid_file: Option<&Path>,
     io: PodIo,
-) -> Result<u8> {
+) -> Result<Outcome> {
     let uuid = manifest.uuid;
     let pods = config.pods();
     if args.rm {
@@ -113,10 +115,7 @@ fn run_pod(
         io,
     };
     match stage1.run(pod) {
-        Ok(outcome) => {
-            tell_how_it_ended(args, &manifest, &outcome);
-            Ok(outcome.code)
-        }
+        Ok(report) => Ok(Outcome::of(&report, &manifest, args.quiet)),
         Err(error) => {
             // It has never run: there is nothing in it that anyone could want.
             if let Err(leftover) = pods.pod(uuid).remove() {
@@ -142,27 +141,53 @@ fn save_uuid(path: &Path, uuid: Uuid) -> Result<()> {
         .with_context(|| format!("--uuid-file-save {}", path.display()))
 }
 
-/// Says on standard error what the exit code alone does not tell.
-fn tell_how_it_ended(args: &RunArgs, manifest: &PodManifest, outcome: &PodReport) {
-    if let Some(error) = &outcome.error {
-        report(&format!("pod {}: {error}", manifest.uuid));
-    }
-    for app in &outcome.apps {
-        let name = &app.name;
-        match &app.state {
-            AppState::Failed { message, .. } => report(&format!("app {name}: {message}")),
-            AppState::Exited { oom_killed: true, .. } if !args.quiet => {
-                let app = manifest.apps.iter().find(|app| app.name == *name);
-                let limit = app.and_then(|app| app.isolators.memory).map(|limit| format!(" of {limit}"));
-                let limit = limit.unwrap_or_default();
-                report(&format!("app {name} ran out of its memory{limit} and was killed; give it more with --memory"));
-            }
-            AppState::Exited { status, .. } if outcome.failed_app.as_ref() == Some(name) && !args.quiet => {
-                if manifest.apps.len() > 1 {
-                    report(&format!("app {name} {status}; the pod was stopped"));
+/// How a pod ended, for who started it.
+struct Outcome {
+    /// The pod's exit code.
+    code: u8,
+    /// What the exit code alone does not tell.
+    lines: Vec<String>,
+}
+
+impl Outcome {
+    fn of(report: &PodReport, manifest: &PodManifest, quiet: bool) -> Self {
+        let mut lines = Vec::new();
+        if let Some(error) = &report.error {
+            lines.push(format!("pod {}: {error}", manifest.uuid));
+        }
+        // Of a pod with one app the exit code tells it all.
+        let names_the_code =
+            |app: &AppStatus| !quiet && manifest.apps.len() > 1 && report.failed_app.as_ref() == Some(&app.name);
+        for app in &report.apps {
+            let name = &app.name;
+            match &app.state {
+                AppState::Failed { message, .. } => {
+                    let told = format!("app {name}: ");
+                    lines.push(format!("{told}{}", message.strip_prefix(&told).unwrap_or(message)));
                 }
+                AppState::Exited { oom_killed: true, .. } if !quiet => {
+                    let app = manifest.apps.iter().find(|app| app.name == *name);
+                    let limit = app.and_then(|app| app.isolators.memory).map(|limit| format!(" of {limit}"));
+                    let limit = limit.unwrap_or_default();
+                    lines.push(format!(
+                        "app {name} ran out of its memory{limit} and was killed; give it more with --memory"
+                    ));
+                }
+                AppState::Exited { status, .. } if names_the_code(app) => {
+                    lines.push(format!("app {name} {status}; the pod was stopped"));
+                }
+                _ => {}
             }
-            _ => {}
+        }
+        Self { code: report.code, lines }
+    }
+
+    /// The one message of a pod that ended before its apps ran.
+    fn message(&self, uuid: Uuid) -> String {
+        if self.lines.is_empty() {
+            format!("pod {uuid} ended with {} before its apps ran", self.code)
+        } else {
+            self.lines.join("; ")
         }
     }
 }

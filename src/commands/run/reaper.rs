@@ -40,6 +40,7 @@ fn keep_only(kept: &OwnedFd) -> Result<()> {
     nix::unistd::dup2_stdin(&null)?;
     nix::unistd::dup2_stdout(&null)?;
     nix::unistd::dup2_stderr(&null)?;
+    drop(null);
     let kept = kept.as_raw_fd() as libc::c_uint;
     for (first, last) in [(3, kept - 1), (kept + 1, libc::c_uint::MAX)] {
         if first <= last {
