@@ -13,11 +13,11 @@ use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 use podvm_pod::manifest::{AppName, CpuLimit, Isolators};
 use podvm_pod::status::AppStats;
 
-use crate::step::{Step, StepError};
+use crate::step::{Step, StepError, note};
 
 /// Length of the period that `cpu.max` is given for, in microseconds: the kernel's own default.
 const CPU_PERIOD_USEC: u64 = 100_000;
-/// Where the supervisor goes when the pod's cgroup may not hold processes beside its children's; no app's name has this form.
+/// Where the supervisor goes, since the pod's cgroup may not hold processes beside its children; no app's name has this form.
 const OWN_CGROUP: &str = "_supervisor";
 
 /// The pod's cgroup.
@@ -51,18 +51,15 @@ impl Cgroups {
     fn enable_controllers(&self) -> Result<(), StepError> {
         let available = self.root.join("cgroup.controllers");
         let available = fs::read_to_string(&available).step(|| format!("read {}", available.display()))?;
+        // Only the hierarchy's own root, which has no type, may hold processes and pass controllers on.
+        if self.root.join("cgroup.type").exists() {
+            self.leave_root().step(|| format!("go to {}/{OWN_CGROUP}", self.root.display()))?;
+        }
         let file = self.root.join("cgroup.subtree_control");
         for controller in available.split_whitespace() {
-            let enable = || write(&file, format!("+{controller}"));
-            match enable() {
-                // Only the hierarchy's own root may hold processes and pass controllers on.
-                Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
-                    self.leave_root().step(|| format!("make {}/{OWN_CGROUP}", self.root.display()))?;
-                    enable().step(|| format!("enable {controller} in {}", file.display()))?;
-                }
-                // A controller that cannot be enabled is missed when a limit needs it.
-                Err(error) => crate::step::note(format_args!("controller {controller} stays off: {error}")),
-                Ok(()) => {}
+            // A controller that cannot be enabled is missed when a limit needs it.
+            if let Err(error) = write(&file, format!("+{controller}")) {
+                note(format_args!("the controller {controller} stays off in {}: {error}", self.root.display()));
             }
         }
         Ok(())

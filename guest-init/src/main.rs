@@ -1,7 +1,8 @@
 //! The supervisor's program: `/init` of the VM, or the first process of a pod's namespaces.
 //!
 //! In a VM it takes no arguments; behind namespaces the stage1 executes it as
-//! `guest-init namespaces PRIMARY LISTENER SCRATCH`: the numbers of two inherited descriptors and an empty directory.
+//! `guest-init namespaces PRIMARY LISTENER SCRATCH [CGROUP]`: the numbers of two inherited descriptors, an empty directory,
+//! and the directory of the pod's own cgroup where there is one.
 
 use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
 use std::path::Path;
@@ -18,8 +19,9 @@ fn main() {
     let arguments: Vec<String> = std::env::args().collect();
     let words: Vec<&str> = arguments.iter().skip(1).map(String::as_str).collect();
     match words.as_slice() {
-        ["namespaces", primary, listener, scratch] => {
-            if let Err(error) = behind_namespaces(primary, listener, Path::new(scratch)) {
+        ["namespaces", primary, listener, scratch, cgroup @ ..] if cgroup.len() <= 1 => {
+            let cgroup = cgroup.first().map(Path::new);
+            if let Err(error) = behind_namespaces(primary, listener, Path::new(scratch), cgroup) {
                 note(&error);
                 exit(PODVM_ERROR.into());
             }
@@ -42,9 +44,14 @@ fn in_vm() -> Result<(), SupervisorError> {
     supervise(vm, connections, vm::power_off)
 }
 
-fn behind_namespaces(primary: &str, listener: &str, scratch: &Path) -> Result<(), SupervisorError> {
+fn behind_namespaces(
+    primary: &str,
+    listener: &str,
+    scratch: &Path,
+    cgroup: Option<&Path>,
+) -> Result<(), SupervisorError> {
     let connections = Connections { primary: inherited(primary)?, listener: inherited(listener)? };
-    supervise(Namespaces::enter(scratch)?, connections, || exit(PODVM_ERROR.into()))
+    supervise(Namespaces::enter(scratch, cgroup)?, connections, || exit(PODVM_ERROR.into()))
 }
 
 fn supervise(walls: impl Walls, connections: Connections, leave: fn() -> !) -> Result<(), SupervisorError> {

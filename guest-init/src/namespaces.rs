@@ -9,9 +9,6 @@ use crate::step::{Step, StepError};
 use crate::sys::mount::{Detached, MountAttrFlags};
 use crate::walls::{Source, Walls};
 
-/// Where a pod's cgroup is mounted by convention.
-const CGROUP_ROOT: &str = "/sys/fs/cgroup";
-
 /// The walls of namespaces.
 #[derive(Debug)]
 pub struct Namespaces {
@@ -21,11 +18,11 @@ pub struct Namespaces {
 
 impl Namespaces {
     /// Takes the namespaces the calling process is in, which must be the pod's own; mounts the scratch directory at the empty
-    /// directory `scratch`.
+    /// directory `scratch`. The apps' cgroups are made in `cgroup`, the pod's own, if there is one.
     ///
     /// # Errors
     /// When the mount namespace cannot be changed.
-    pub fn enter(scratch: &Path) -> Result<Self, StepError> {
+    pub fn enter(scratch: &Path, cgroup: Option<&Path>) -> Result<Self, StepError> {
         use rustix::mount::{MountPropagationFlags, mount_change};
         mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)
             .step(|| "keep the pod's mounts to itself")?;
@@ -33,8 +30,7 @@ impl Namespaces {
         Detached::new("tmpfs", &[("size", Some("16m")), ("mode", Some("0700"))], attributes)
             .and_then(|mount| mount.attach_at(scratch))
             .step(|| format!("mount a tmpfs at {}", scratch.display()))?;
-        let cgroup_root = Path::new(CGROUP_ROOT);
-        let cgroup_root = cgroup_root.join("cgroup.controllers").exists().then(|| cgroup_root.to_owned());
+        let cgroup_root = cgroup.map(Path::to_owned);
         Ok(Self { scratch: scratch.into(), cgroup_root })
     }
 }

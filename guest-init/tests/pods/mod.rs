@@ -92,6 +92,11 @@ fn connect(socket: &Path) -> std::io::Result<UnixStream> {
 impl Pod {
     /// Starts a supervisor in namespaces of its own, which has said hello.
     pub fn begin() -> Self {
+        Self::begin_in(None)
+    }
+
+    /// As [`Self::begin`], with a cgroup.
+    pub fn begin_in(cgroup: Option<&Path>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("supervisor.sock");
         let listener = UnixListener::bind(&socket).unwrap();
@@ -106,6 +111,7 @@ impl Pod {
             .args(["--mount", "--uts", "--ipc", "--net", "--pid", "--fork", "--mount-proc", "--kill-child", "--"])
             .args([env!("CARGO_BIN_EXE_guest-init"), "namespaces", &fds[0].to_string(), &fds[1].to_string()])
             .arg(&scratch)
+            .args(cgroup)
             .env("LEAKED", "from the host")
             .stdin(Stdio::null())
             .stderr(std::fs::File::create(&notes).unwrap());
