@@ -2,6 +2,7 @@
 
 mod bench;
 mod build;
+mod demo;
 mod images;
 mod lab;
 mod setup;
@@ -22,6 +23,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// From a fresh clone to etcd in a micro-VM: sets up, builds, runs it twice on one volume
+    Demo(demo::Arguments),
     /// Installs the Debian packages that the other commands need
     Setup,
     /// Builds podvm, the supervisor and the guest kernel into target/podvm
@@ -38,6 +41,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let done = match Arguments::parse().command {
+        Command::Demo(arguments) => demo::run(&arguments),
         Command::Setup => setup::run().map(|()| ExitCode::SUCCESS),
         Command::Build(arguments) => build::run(arguments).map(|()| ExitCode::SUCCESS),
         Command::Bench(arguments) => bench::run(&arguments),
