@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use super::error::OciError;
@@ -94,6 +94,10 @@ impl Files {
     pub fn find(&self, name: &str) -> Result<Option<Slice>, OciError> {
         match self {
             Self::Directory(directory) => {
+                let is_inside = Path::new(name).components().all(|c| matches!(c, Component::Normal(_)));
+                if !is_inside {
+                    return Ok(None);
+                }
                 let path = directory.join(name);
                 let io_error = |source| OciError::Io { path: path.clone(), source };
                 let file = match open_without_waiting(&path) {
@@ -249,6 +253,17 @@ mod tests {
         assert!(files.find("loop").unwrap().is_none());
         let error = files.get("none").unwrap_err().to_string();
         assert!(error.contains("none in ") && error.contains("a.tar"), "{error}");
+    }
+
+    #[test]
+    fn names_do_not_lead_out_of_a_directory() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("secret"), "x").unwrap();
+        std::fs::create_dir(directory.path().join("layout")).unwrap();
+        let files = Files::open(&directory.path().join("layout"), &tempfile::tempfile).unwrap();
+        for name in ["../secret", "/etc/passwd", "./../secret"] {
+            assert!(files.find(name).unwrap().is_none(), "{name}");
+        }
     }
 
     #[test]

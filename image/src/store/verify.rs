@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use super::Store;
 use super::error::{StoreError, at};
 use super::records::names_in;
+use super::scratch::Lock;
 use crate::digest::Digest;
 use crate::erofs::image_digest;
 use crate::reference::Reference;
@@ -68,8 +69,11 @@ pub enum Problem {
 
 impl Store {
     /// Reads all there is and reports what is wrong. With `repair`, layers that are wrong are removed,
-    /// so that importing their images again makes them new.
+    /// so that importing their images again makes them new; that waits until nobody imports.
     pub fn verify(&self, repair: bool) -> Result<Vec<Problem>, StoreError> {
+        // An import must not count on a layer that is about to be removed.
+        let path = self.lock_path("import");
+        let _alone = if repair { Some(Lock::exclusive(&path).map_err(at(path))?) } else { None };
         let mut problems = Vec::new();
         for file in names_in(&self.blobs())? {
             let Some(hex) = file.strip_suffix(".erofs") else { continue };

@@ -1,0 +1,131 @@
+//! Kills, full disks, damage and many at once.
+
+use super::*;
+
+#[test]
+fn many_importers_of_one_image_all_win_and_do_it_once() {
+    let place = Place::new();
+    let layers: Vec<Vec<u8>> = (0..4).map(|i| layer(&format!("layer {i}"))).collect();
+    let path = place.layout("app", &layout("1", Packing::Zstd, &layers));
+    let stored = std::sync::atomic::AtomicUsize::new(0);
+    struct Count<'a>(&'a std::sync::atomic::AtomicUsize);
+    impl crate::Progress for Count<'_> {
+        fn event(&self, event: crate::Event) {
+            if matches!(event, crate::Event::Stored { .. }) {
+                self.0.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            }
+        }
+    }
+    std::thread::scope(|scope| {
+        for _ in 0..6 {
+            scope.spawn(|| {
+                place.store.import(&path, &ImportOptions::default(), &Count(&stored)).unwrap();
+            });
+        }
+    });
+    assert_eq!(stored.into_inner(), 4);
+    assert_eq!(place.store.resolve("app:1").unwrap().layers.len(), 4);
+    place.assert_clean();
+}
+
+#[test]
+fn damage_is_reported_and_repaired_by_another_import() {
+    let place = Place::new();
+    let path = place.layout("app", &layout("1", Packing::Zstd, &[layer("x"), layer("y")]));
+    place.import(&path).unwrap();
+    let blob = place.store.resolve("app:1").unwrap().layers[1].path.clone();
+    let mut bytes = fs::read(&blob).unwrap();
+    bytes[5000] ^= 1;
+    fs::remove_file(&blob).unwrap();
+    fs::write(&blob, bytes).unwrap();
+    let problems = place.store.verify(false).unwrap();
+    assert_eq!(problems.len(), 1);
+    assert!(problems[0].to_string().contains(&blob.display().to_string()));
+    assert_eq!(place.store.verify(true).unwrap().len(), 2, "the layer, and that the image misses it");
+    let error = place.store.resolve("app:1").unwrap_err().to_string();
+    assert!(error.contains("import the image again"), "{error}");
+    assert_eq!(place.import(&path).unwrap().present, 1);
+    place.assert_clean();
+}
+
+/// Says where each read event is and goes on slowly, so that a kill can hit any of them.
+struct Slow;
+
+impl crate::Progress for Slow {
+    fn event(&self, event: crate::Event) {
+        println!("{event:?}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+#[test]
+#[ignore = "the child process of the test below"]
+fn importer_that_is_killed() {
+    let root = std::env::var_os("PODVM_TEST_STORE").expect("run by the test below");
+    let path = std::env::var_os("PODVM_TEST_LAYOUT").expect("run by the test below");
+    let store = Store::open(root).unwrap();
+    store.import(path.as_ref(), &ImportOptions::default(), &Slow).unwrap();
+}
+
+#[test]
+fn a_kill_at_any_moment_leaves_a_clean_store() {
+    let place = Place::new();
+    let layers: Vec<Vec<u8>> = (0..6).map(|i| layer(&format!("layer {i}"))).collect();
+    let path = place.layout("app", &layout("1", Packing::Plain, &layers));
+    let (mut finished, mut killed) = (0, 0);
+    for moment in 0..40 {
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "store::tests::crash::importer_that_is_killed", "--ignored", "--nocapture"])
+            .env("PODVM_TEST_STORE", place.store.root())
+            .env("PODVM_TEST_LAYOUT", &path)
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        // So many lines of its output mark the moment, however fast the machine is.
+        let mut output = io::BufRead::lines(io::BufReader::new(child.stdout.take().unwrap()));
+        let lines = output.by_ref().take(3 + moment / 2).count();
+        std::thread::sleep(Duration::from_micros(moment as u64 % 2 * 1500));
+        child.kill().unwrap();
+        match child.wait().unwrap().success() {
+            true => finished += 1,
+            false => killed += 1,
+        }
+        assert!(lines > 0);
+        let problems = place.store.verify(false).unwrap();
+        assert!(problems.is_empty(), "killed after {lines} lines: {problems:?}");
+        if place.store.resolve("app:1").is_ok() {
+            place.store.remove("app:1", &unused).unwrap();
+        }
+        place.store.gc(&unused).unwrap();
+        assert_eq!(place.store.gc(&unused).unwrap(), Collected::default());
+        assert_eq!(place.blobs(), 0);
+        place.assert_empty();
+    }
+    assert!(killed > 5, "{killed} killed, {finished} finished");
+    assert_eq!(place.import(&path).unwrap().layers, 6);
+    place.assert_clean();
+}
+
+#[test]
+fn a_full_disk_is_named_and_leaves_nothing() {
+    use nix::mount::{MsFlags, mount};
+    use nix::sched::{CloneFlags, unshare};
+    // Of this thread only: the mount vanishes with it.
+    if !nix::unistd::geteuid().is_root() || unshare(CloneFlags::CLONE_NEWNS).is_err() {
+        eprintln!("skipped: needs root to mount a small file system");
+        return;
+    }
+    let none: Option<&str> = None;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    mount(Some("small"), directory.path(), Some("tmpfs"), MsFlags::empty(), Some("size=2m")).unwrap();
+    let store = Store::open(directory.path().join("images")).unwrap();
+    let place = Place { directory, store };
+    let elsewhere = tempfile::tempdir().unwrap();
+    let big = crate::tar::builder::archive(&[crate::tar::builder::Member::file("f", vec![7; 4 << 20])]);
+    layout("1", Packing::Zstd, &[layer("fits"), big]).write(elsewhere.path());
+    let error = place.error(elsewhere.path());
+    assert!(error.contains("No space left on device"), "{error}");
+    place.simple("app", "small enough");
+    nix::mount::umount(place.directory.path()).unwrap();
+}

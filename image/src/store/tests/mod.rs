@@ -1,0 +1,90 @@
+//! The store as its users see it.
+
+mod crash;
+mod import;
+mod lookup;
+mod removal;
+
+use std::cell::Cell;
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::{Collected, ImportOptions, Imported, Store, StoreError, Uses};
+use crate::digest::Digest;
+use crate::oci::fixture::{Layout, Packing, config, docker_archive, layer, layout, pack};
+use crate::oci::host_architecture;
+use crate::progress::Silent;
+
+struct Place {
+    directory: tempfile::TempDir,
+    store: Store,
+}
+
+impl Place {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path().join("images")).unwrap();
+        Self { directory, store }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn file(&self, name: &str, bytes: &[u8]) -> PathBuf {
+        fs::write(self.path(name), bytes).unwrap();
+        self.path(name)
+    }
+
+    fn layout(&self, name: &str, layout: &Layout) -> PathBuf {
+        layout.write(&self.path(name));
+        self.path(name)
+    }
+
+    fn import(&self, path: &Path) -> Result<Imported, StoreError> {
+        self.store.import(path, &ImportOptions::default(), &Silent)
+    }
+
+    /// Imports an image of one layer under `name`.
+    fn simple(&self, name: &str, text: &str) -> Imported {
+        let (base, tag) = name.split_once(':').unwrap_or((name, "latest"));
+        let path = self.layout(base, &layout(tag, Packing::Plain, &[layer(text)]));
+        let imported = self.import(&path).unwrap();
+        fs::remove_dir_all(path).unwrap();
+        imported
+    }
+
+    fn error(&self, path: &Path) -> String {
+        let error = self.import(path).expect_err("the import is refused");
+        self.assert_empty();
+        error.to_string()
+    }
+
+    /// Nothing can be found, nothing half-made is left, and what is there is right.
+    fn assert_empty(&self) {
+        assert!(self.store.list().unwrap().is_empty());
+        self.assert_clean();
+        let refs = fs::read_dir(self.store.refs()).unwrap().count();
+        assert_eq!(refs, 0);
+    }
+
+    fn assert_clean(&self) {
+        assert_eq!(fs::read_dir(self.store.tmp()).unwrap().count(), 0);
+        let problems = self.store.verify(false).unwrap();
+        assert!(problems.is_empty(), "{problems:?}");
+    }
+
+    fn blobs(&self) -> usize {
+        let names = super::records::names_in(&self.store.blobs()).unwrap();
+        names.iter().filter(|name| name.ends_with(".erofs")).count()
+    }
+}
+
+fn unused() -> io::Result<Uses> {
+    Ok(Uses::default())
+}
