@@ -9,6 +9,7 @@ mod limits;
 mod network;
 mod nginx;
 mod pods;
+mod postgres;
 mod redis;
 mod run;
 mod volumes;

@@ -56,6 +56,14 @@ fn standard_input_reaches_an_interactive_app_and_ends() {
 }
 
 #[test]
+fn much_output_arrives_whole() {
+    let host = Host::new();
+    let image = host.image("busybox");
+    let words = ["run", "--rm", "--net=none", &image, "--", "head", "-c", "16777216", "/dev/zero"];
+    assert_eq!(host.podvm(words).run().expect_code(0).stdout.len(), 16 << 20);
+}
+
+#[test]
 fn a_terminal_is_one() {
     let host = Host::new();
     let image = host.image("busybox");
