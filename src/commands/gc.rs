@@ -4,16 +4,18 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Result;
+use podvm_image::Store;
 use podvm_net::LeaseDir;
 use podvm_pod::directory::{DirectoryError, Phase, PodState};
 use podvm_pod::timestamp::Timestamp;
 use podvm_pod::{PodDir, Uuid};
 use serde::Serialize;
 
+use super::image::uses;
 use crate::config::Config;
 use crate::duration::Wait;
 use crate::output::{OutputArgs, print};
-use crate::report;
+use crate::{chain, report};
 
 /// Options of `podvm gc`.
 #[derive(Debug, clap::Args)]
@@ -40,6 +42,10 @@ struct Collected {
     addresses: Vec<String>,
     /// Network links whose pods are gone.
     links: Vec<String>,
+    /// Image layers that no image names.
+    layers: usize,
+    /// Files of imports that were cut short.
+    unfinished_imports: usize,
 }
 
 /// Removes pods that ended; one that cannot be removed does not keep the others from it.
@@ -73,6 +79,15 @@ pub fn run(args: &GcArgs, config: &Config) -> Result<u8> {
             Err(error) => complain(error.to_string()),
         }
     }
+    if config.images().is_dir() {
+        match Store::open(config.images()).and_then(|store| store.gc(&|| uses(&pods))) {
+            Ok(report) => {
+                collected.layers = report.layers;
+                collected.unfinished_imports = report.leftovers;
+            }
+            Err(error) => complain(chain(&error.into())),
+        }
+    }
     print(args.output, &collected, as_text)?;
     Ok(code)
 }
@@ -100,6 +115,11 @@ fn as_text(collected: &Collected) -> String {
     let mut text: String = collected.pods.iter().map(|uuid| format!("{uuid}\n")).collect();
     if collected.leftovers > 0 {
         text.push_str(&format!("{} unfinished pod directories\n", collected.leftovers));
+    }
+    for (count, what) in [(collected.layers, "image layers"), (collected.unfinished_imports, "unfinished imports")] {
+        if count > 0 {
+            text.push_str(&format!("{count} {what}\n"));
+        }
     }
     for address in &collected.addresses {
         text.push_str(&format!("address {address}\n"));

@@ -73,12 +73,11 @@ fn row(pod: &Listed, full: bool) -> [String; 8] {
             return [uuid.to_string(), dash(), dash(), "damaged".into(), dash(), dash(), dash(), dash()];
         }
     };
-    let state = pod.exit_code.map_or_else(|| pod.state.to_string(), |code| format!("{} ({code})", pod.state));
     [
         if full { pod.uuid.to_string() } else { pod.short_uuid() },
         joined(pod.apps.iter().map(|app| app.name.to_string())),
         joined(pod.apps.iter().map(|app| app.image.clone())),
-        state,
+        pod.state_text(),
         pod.created.clone(),
         joined(pod.addresses.iter().map(ToString::to_string)),
         joined(pod.ports.iter().map(port_text)),

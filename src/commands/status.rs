@@ -36,8 +36,7 @@ fn as_text(pod: &PodSummary) -> String {
     let lines = |values: Vec<String>| (!values.is_empty()).then(|| values.join(", "));
     let fields = [
         ("pod", Some(pod.uuid.to_string())),
-        ("state", Some(pod.state.to_string())),
-        ("exit code", pod.exit_code.map(|code| code.to_string())),
+        ("state", Some(pod.state_text())),
         ("error", pod.error.clone()),
         ("created", Some(pod.created.clone())),
         ("started", pod.started.clone()),
@@ -90,7 +89,7 @@ mod tests {
             }],
         };
         let text = as_text(&pod);
-        for part in ["state:      exited\n", "exit code:  3\n", "APP  IMAGE  STATE\n", "web  nginx  exited with 3\n"] {
+        for part in ["state:      exited (3)\n", "APP  IMAGE  STATE\n", "web  nginx  exited with 3\n"] {
             assert!(text.contains(part), "{text}");
         }
         assert!(!text.contains("pid:"), "{text}");

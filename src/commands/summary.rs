@@ -122,6 +122,11 @@ impl PodSummary {
         Ok(summary)
     }
 
+    /// Its state, with its exit code when it has one.
+    pub fn state_text(&self) -> String {
+        self.exit_code.map_or_else(|| self.state.to_string(), |code| format!("{} ({code})", self.state))
+    }
+
     /// The first characters of the UUID, enough to tell pods apart.
     pub fn short_uuid(&self) -> String {
         self.uuid.to_string()[..SHORT_UUID].to_owned()

@@ -103,3 +103,137 @@ fn pass_signals_on(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::{Read, Write};
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixStream;
+    use std::sync::mpsc::{Receiver, Sender, channel};
+    use std::sync::{Arc, Mutex};
+    use std::thread;
+
+    use super::*;
+    use crate::protocol::{Envelope, Request, Response, read_frame, write_frame};
+
+    const PROCESS: ProcessId = ProcessId(3);
+
+    /// A supervisor whose every process copies its input to its output, and ends with 5 when its input has.
+    #[derive(Clone)]
+    struct Echo {
+        asked: Sender<Request>,
+        input: Arc<Mutex<Option<UnixStream>>>,
+        ended: Arc<Mutex<Receiver<()>>>,
+        end: Sender<()>,
+    }
+
+    impl Echo {
+        fn client() -> (SupervisorClient, Receiver<Request>) {
+            let (asked, requests) = channel();
+            let (end, ended) = channel();
+            let echo = Self { asked, input: Arc::default(), ended: Arc::new(Mutex::new(ended)), end };
+            let connect = move || {
+                let (here, there) = UnixStream::pair()?;
+                let echo = echo.clone();
+                thread::spawn(move || echo.serve(there));
+                Ok(here)
+            };
+            (SupervisorClient::new(connect), requests)
+        }
+
+        fn serve(self, mut connection: UnixStream) {
+            let envelope: Envelope = read_frame(&mut connection).unwrap();
+            self.asked.send(envelope.request.clone()).unwrap();
+            let mut answer = |response: Response| write_frame(&mut connection, &response).unwrap();
+            match envelope.request {
+                Request::Exec(spec) if spec.exec == ["nosuch"] => {
+                    answer(Response::Error { message: "no program".into(), code: 127 });
+                }
+                Request::Exec(_) => answer(Response::Process { process: PROCESS }),
+                Request::Wait { .. } => {
+                    self.ended.lock().unwrap().recv().unwrap();
+                    answer(Response::Exited { status: ExitStatus::Exited(5) });
+                }
+                Request::Stream { stream: StreamKind::Stdin, .. } => {
+                    answer(Response::Stream);
+                    *self.input.lock().unwrap() = Some(connection);
+                }
+                Request::Stream { stream, .. } => {
+                    answer(Response::Stream);
+                    if stream == StreamKind::Stdout {
+                        let mut input = loop {
+                            match self.input.lock().unwrap().take() {
+                                Some(input) => break input,
+                                None => thread::yield_now(),
+                            }
+                        };
+                        std::io::copy(&mut input, &mut connection).unwrap();
+                        self.end.send(()).unwrap();
+                    } else {
+                        connection.write_all(b"warning").unwrap();
+                    }
+                }
+                _ => answer(Response::Done),
+            }
+        }
+    }
+
+    fn spec(program: &str) -> ExecSpec {
+        ExecSpec {
+            app: "web".parse().unwrap(),
+            exec: vec![program.into()],
+            user: None,
+            environment: Vec::new(),
+            working_directory: None,
+            terminal: false,
+            stdin: true,
+        }
+    }
+
+    fn text_of(pipe: OwnedFd) -> String {
+        let mut text = String::new();
+        File::from(pipe).read_to_string(&mut text).unwrap();
+        text
+    }
+
+    #[test]
+    fn input_output_errors_and_exit_code_are_the_programs() {
+        let (client, requests) = Echo::client();
+        let [(stdin, typed), (shown, stdout), (errors, stderr)] = [(); 3].map(|()| nix::unistd::pipe().unwrap());
+        File::from(typed).write_all(b"through").unwrap();
+        let streams = ExecStreams { stdin: stdin.as_fd(), stdout: stdout.as_fd(), stderr: stderr.as_fd() };
+        let status = exec(&client, spec("cat"), streams, Signals::from_source(|| None)).unwrap();
+        drop((stdout, stderr));
+        assert_eq!(status, ExitStatus::Exited(5));
+        assert_eq!((text_of(shown).as_str(), text_of(errors).as_str()), ("through", "warning"));
+        let started = requests.try_iter().position(|request| request == Request::Start { process: PROCESS });
+        assert!(started.is_some_and(|position| position >= 4), "started before its streams were attached: {started:?}");
+    }
+
+    #[test]
+    fn a_signal_is_passed_on_to_the_program() {
+        let (client, requests) = Echo::client();
+        let (stdin, typed) = nix::unistd::pipe().unwrap();
+        let null = File::options().write(true).open("/dev/null").unwrap();
+        let streams = ExecStreams { stdin: stdin.as_fd(), stdout: null.as_fd(), stderr: null.as_fd() };
+        let mut signal = Some(Signal::SIGTERM as i32);
+        let ended = thread::spawn(move || {
+            // The program ends once it was signalled.
+            let wanted = Request::Signal { target: SignalTarget::Process(PROCESS), signal: Signal::SIGTERM as i32 };
+            assert!(requests.iter().any(|request| request == wanted));
+            drop(typed);
+        });
+        exec(&client, spec("cat"), streams, Signals::from_source(move || signal.take())).unwrap();
+        ended.join().unwrap();
+    }
+
+    #[test]
+    fn a_program_that_is_not_there_is_refused_with_its_code() {
+        let (client, _requests) = Echo::client();
+        let null = File::options().read(true).write(true).open("/dev/null").unwrap();
+        let streams = ExecStreams { stdin: null.as_fd(), stdout: null.as_fd(), stderr: null.as_fd() };
+        let error = exec(&client, spec("nosuch"), streams, Signals::from_source(|| None)).unwrap_err();
+        assert_eq!(error.exit_code(), 127);
+    }
+}
