@@ -17,6 +17,8 @@ use crate::{LabConfig, LabError};
 
 /// How long the machine may take to come up; many times what it takes.
 const BOOT_LIMIT: Duration = Duration::from_secs(240);
+/// How long a machine that goes on may be silent. QEMU's emulation of nested virtualization sometimes spins for ever.
+const SILENCE_LIMIT: Duration = Duration::from_secs(60);
 /// How long a killed command may take to be gone.
 const KILL_LIMIT: Duration = Duration::from_secs(20);
 /// How often a terminal's size is looked at.
@@ -98,6 +100,7 @@ pub enum RunError {
 /// What the machine's end of the session says.
 enum News {
     Ready(Ready),
+    Alive,
     Event(u32, Event),
     Gone(String),
 }
@@ -109,6 +112,8 @@ pub struct Session {
     next_id: u32,
     ready: Option<Ready>,
     boot_time: Duration,
+    /// Whether the machine's clock is the host's, so that its heartbeat can be waited for.
+    has_heartbeat: bool,
 }
 
 enum Link {
@@ -120,7 +125,7 @@ impl Session {
     pub(crate) fn direct() -> Self {
         let (sender, news) = mpsc::channel();
         let link = Link::Direct { sender, process: None };
-        Self { link, news, next_id: 1, ready: None, boot_time: Duration::ZERO }
+        Self { link, news, next_id: 1, ready: None, boot_time: Duration::ZERO, has_heartbeat: false }
     }
 
     pub(crate) fn emulated(config: &LabConfig) -> Result<Self, LabError> {
@@ -130,7 +135,8 @@ impl Session {
         let (sender, news) = mpsc::channel();
         std::thread::spawn(move || read_port(from, &sender));
         let link = Link::Emulated { machine: Some(machine), port: Arc::new(Mutex::new(port)) };
-        let mut session = Self { link, news, next_id: 1, ready: None, boot_time: Duration::ZERO };
+        let has_heartbeat = !config.icount;
+        let mut session = Self { link, news, next_id: 1, ready: None, boot_time: Duration::ZERO, has_heartbeat };
         let reason = match session.news.recv_timeout(BOOT_LIMIT) {
             Ok(News::Ready(ready)) => {
                 session.ready = Some(ready);
@@ -138,7 +144,7 @@ impl Session {
                 return Ok(session);
             }
             Ok(News::Gone(reason)) => reason,
-            Ok(News::Event(..)) => "its agent spoke before it was ready".into(),
+            Ok(News::Event(..) | News::Alive) => "its agent spoke before it was ready".into(),
             Err(_) => format!("nothing was heard of it for {} s", BOOT_LIMIT.as_secs()),
         };
         let (status, console) = session.stop_machine();
@@ -186,15 +192,22 @@ impl Session {
         if let Some(input) = input {
             self.pump_input(id, input, window.clone());
         }
+        let mut heard = Instant::now();
         let ended = loop {
             let left = deadline.map_or(TICK, |deadline| deadline.saturating_duration_since(Instant::now()));
-            match self.news.recv_timeout(left.min(TICK)) {
+            let news = self.news.recv_timeout(left.min(TICK));
+            if news.is_ok() {
+                heard = Instant::now();
+            } else if self.has_heartbeat && heard.elapsed() > SILENCE_LIMIT {
+                break Err(self.died("it hangs"));
+            }
+            match news {
                 Ok(News::Event(of, event)) if of == id => match event {
                     Event::Output(stream, bytes) => output(stream, &bytes),
                     Event::InputTaken(bytes) => window.widen(bytes as usize),
                     Event::Ended(ended) => break Ok(ended),
                 },
-                Ok(News::Event(..) | News::Ready(_)) => {}
+                Ok(News::Event(..) | News::Ready(_) | News::Alive) => {}
                 Ok(News::Gone(reason)) => break Err(self.died(&reason)),
                 Err(RecvTimeoutError::Disconnected) => break Err(self.died("it was gone already")),
                 Err(RecvTimeoutError::Timeout) => {}
@@ -349,6 +362,7 @@ fn read_port(mut from: UnixStream, news: &Sender<News>) {
     loop {
         let item = match Frame::read(&mut from) {
             Ok(Some(Frame::Ready(ready))) => News::Ready(ready),
+            Ok(Some(Frame::Alive)) => News::Alive,
             Ok(Some(Frame::Output(id, stream, bytes))) => News::Event(id, Event::Output(stream, bytes)),
             Ok(Some(Frame::InputTaken(id, bytes))) => News::Event(id, Event::InputTaken(bytes)),
             Ok(Some(Frame::Ended(id, ended))) => News::Event(id, Event::Ended(ended)),

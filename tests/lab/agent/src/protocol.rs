@@ -5,6 +5,7 @@
 
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -16,6 +17,9 @@ pub const MAX_PAYLOAD: usize = 1024 * 1024;
 
 /// Most bytes of input that may be on their way to a command before it has read any of them.
 pub const INPUT_WINDOW: usize = 256 * 1024;
+
+/// How often the agent says that the machine goes on.
+pub const HEARTBEAT: Duration = Duration::from_secs(2);
 
 /// A command to start.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -102,6 +106,8 @@ pub enum Frame {
     Output(u32, Stream, Vec<u8>),
     /// From the agent: so many bytes of input have been passed on.
     InputTaken(u32, u32),
+    /// From the agent, every [`HEARTBEAT`]: the machine goes on.
+    Alive,
     /// From the agent: the command has ended, and all its output was sent.
     Ended(u32, Ended),
 }
@@ -148,6 +154,7 @@ impl Frame {
             Self::Output(id, Stream::Stdout, data) => (7, *id, data.clone()),
             Self::Output(id, Stream::Stderr, data) => (8, *id, data.clone()),
             Self::InputTaken(id, bytes) => (9, *id, serde_json::to_vec(bytes)?),
+            Self::Alive => (11, 0, Vec::new()),
             Self::Ended(id, ended) => (10, *id, serde_json::to_vec(ended)?),
         })
     }
@@ -163,6 +170,7 @@ impl Frame {
             7 => Self::Output(id, Stream::Stdout, payload),
             8 => Self::Output(id, Stream::Stderr, payload),
             9 => Self::InputTaken(id, serde_json::from_slice(&payload)?),
+            11 => Self::Alive,
             10 => Self::Ended(id, serde_json::from_slice(&payload)?),
             other => return Err(io::Error::other(format!("a frame of unknown kind {other}"))),
         })
@@ -194,6 +202,7 @@ mod tests {
             Frame::Output(7, Stream::Stdout, b"out".to_vec()),
             Frame::Output(7, Stream::Stderr, Vec::new()),
             Frame::InputTaken(7, 12),
+            Frame::Alive,
             Frame::Ended(7, Ended::Signal(9)),
         ];
         let mut bytes = Vec::new();

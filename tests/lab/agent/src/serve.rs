@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use podvm_lab_agent::process::{Event, Process, Sink};
-use podvm_lab_agent::protocol::{Ended, Frame, PORT_NAME, Ready, Spawn};
+use podvm_lab_agent::protocol::{Ended, Frame, HEARTBEAT, PORT_NAME, Ready, Spawn};
 
 /// Where each command gets a cgroup of its own, if the hierarchy is ours (it is systemd's in the full flavour).
 const CGROUPS: &str = "/sys/fs/cgroup/lab";
@@ -26,6 +26,13 @@ pub fn serve(warnings: Vec<String>) -> io::Result<()> {
     let commands: Commands = Commands::default();
     let cgroups = prepare_cgroups();
     send(&port, &Frame::Ready(ready(warnings)?))?;
+    let heart = port.clone();
+    // Ends when the host's end of the port is closed.
+    std::thread::spawn(move || {
+        while send(&heart, &Frame::Alive).is_ok() {
+            std::thread::sleep(HEARTBEAT);
+        }
+    });
     while let Some(frame) = Frame::read(&mut from)? {
         match frame {
             Frame::Start(id, spawn) => start(id, &spawn, cgroups, &port, &commands)?,
