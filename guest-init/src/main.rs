@@ -41,7 +41,7 @@ fn main() {
 
 fn in_vm() -> Result<(), SupervisorError> {
     let (vm, connections) = Vm::boot()?;
-    supervise(vm, connections, vm::power_off)
+    supervise(Box::new(vm), connections, vm::power_off)
 }
 
 fn behind_namespaces(
@@ -51,10 +51,10 @@ fn behind_namespaces(
     cgroup: Option<&Path>,
 ) -> Result<(), SupervisorError> {
     let connections = Connections { primary: inherited(primary)?, listener: inherited(listener)? };
-    supervise(Namespaces::enter(scratch, cgroup)?, connections, || exit(PODVM_ERROR.into()))
+    supervise(Box::new(Namespaces::enter(scratch, cgroup)?), connections, || exit(PODVM_ERROR.into()))
 }
 
-fn supervise(walls: impl Walls, connections: Connections, leave: fn() -> !) -> Result<(), SupervisorError> {
+fn supervise(walls: Box<dyn Walls>, connections: Connections, leave: fn() -> !) -> Result<(), SupervisorError> {
     let copy = connections.primary.as_fd().try_clone_to_owned().step(|| "copy the primary connection")?;
     report_panics(copy, leave);
     Supervisor::new(walls, connections)?.run();

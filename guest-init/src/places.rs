@@ -50,7 +50,7 @@ impl Places {
     ///
     /// # Errors
     /// What could not be mounted or made.
-    pub fn prepare(walls: &mut impl Walls, spec: &PodSpec) -> Result<Self, StepError> {
+    pub fn prepare(walls: &mut dyn Walls, spec: &PodSpec) -> Result<Self, StepError> {
         let scratch = walls.scratch().to_owned();
         let mut places = Self { scratch, layers: Vec::new(), volumes: BTreeMap::new(), mounts: Vec::new() };
         for directory in ["layers", "volumes", "apps", "shm"] {
@@ -103,7 +103,7 @@ impl Places {
         nix::unistd::sync();
     }
 
-    fn mount_layers(&mut self, walls: &mut impl Walls, spec: &PodSpec) -> Result<(), StepError> {
+    fn mount_layers(&mut self, walls: &mut dyn Walls, spec: &PodSpec) -> Result<(), StepError> {
         // Apps of one image, and images of one base, share layers.
         let mut known: Vec<&LayerSource> = Vec::new();
         for app in &spec.apps {
@@ -130,7 +130,7 @@ impl Places {
         Ok(())
     }
 
-    fn mount_writable(&mut self, walls: &mut impl Walls, writable: &WritableSource) -> Result<(), StepError> {
+    fn mount_writable(&mut self, walls: &mut dyn Walls, writable: &WritableSource) -> Result<(), StepError> {
         let at = self.scratch.join("writable");
         match writable {
             WritableSource::Ext4(device) => self.mount(walls, Source::Ext4(device), &at)?,
@@ -144,7 +144,7 @@ impl Places {
         make_directory(&at.join("volumes"))
     }
 
-    fn mount_volumes(&mut self, walls: &mut impl Walls, spec: &PodSpec) -> Result<(), StepError> {
+    fn mount_volumes(&mut self, walls: &mut dyn Walls, spec: &PodSpec) -> Result<(), StepError> {
         for volume in &spec.volumes {
             let mut path = self.scratch.join("volumes").join(volume.name.as_str());
             let mut owned_as_in = None;
@@ -168,7 +168,7 @@ impl Places {
         Ok(())
     }
 
-    fn mount(&mut self, walls: &mut impl Walls, source: Source<'_>, at: &Path) -> Result<(), StepError> {
+    fn mount(&mut self, walls: &mut dyn Walls, source: Source<'_>, at: &Path) -> Result<(), StepError> {
         make_directory(at)?;
         walls.mount(source, at)?;
         self.mounts.push(at.into());

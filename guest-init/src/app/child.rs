@@ -190,6 +190,7 @@ impl Child<'_> {
         let Ready { user, program, filter, terminal, streams } = ready;
         let app = self.app();
         privileges::set_limits(&app.isolators)?;
+        process::leave_session_keyring();
         nix::unistd::setsid().step(|| "lead a session")?;
         if terminal.is_some() {
             take_control(streams[0].as_fd()).step(|| "take control of the terminal")?;

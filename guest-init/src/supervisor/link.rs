@@ -268,15 +268,26 @@ mod tests {
     use super::*;
     use crate::sys::socket::set_nonblocking;
 
-    /// Lets a link run until it is over or abandoned, or nothing happens for a while.
-    fn run(link: &mut Link) -> Progress {
+    /// Lets a link run until it is over or abandoned, which must happen.
+    fn end(link: &mut Link) -> Progress {
+        run(link, 30)
+    }
+
+    /// Lets a link run until nothing happens for a while.
+    fn run_on(link: &mut Link) {
+        assert_eq!(run(link, 0), Progress::Going);
+    }
+
+    fn run(link: &mut Link, idle_seconds: i64) -> Progress {
         for _ in 0..10_000 {
             let (mut client, mut process) = (PollFlags::empty(), PollFlags::empty());
             {
                 let ends = [link.client_interest(), link.process_interest()];
                 let mut fds: Vec<PollFd> =
                     ends.iter().flatten().map(|(fd, flags)| PollFd::from_borrowed_fd(*fd, *flags)).collect();
-                if fds.is_empty() || poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 50_000_000 })).unwrap() == 0 {
+                if fds.is_empty()
+                    || poll(&mut fds, Some(&Timespec { tv_sec: idle_seconds, tv_nsec: 50_000_000 })).unwrap() == 0
+                {
                     return Progress::Going;
                 }
                 let mut happened = fds.iter().map(|fd| fd.revents());
@@ -316,7 +327,7 @@ mod tests {
         process.write_all(b" and text").unwrap();
         drop(process);
         client.shutdown(Shutdown::Write).unwrap();
-        assert_eq!(run(&mut link), Progress::Over);
+        assert_eq!(end(&mut link), Progress::Over);
         let mut text = String::new();
         client.read_to_string(&mut text).unwrap();
         assert_eq!(text, "frame and text");
@@ -326,7 +337,7 @@ mod tests {
     fn a_client_that_left_abandons_its_output() {
         let (mut link, process, client) = output();
         drop(client);
-        assert_eq!(run(&mut link), Progress::Abandoned);
+        assert_eq!(end(&mut link), Progress::Abandoned);
         let source = link.into_source().unwrap();
         drop(process);
         assert!(!drain(source.as_fd()));
@@ -336,13 +347,13 @@ mod tests {
     fn a_client_that_does_not_read_stops_the_process_and_nothing_spins() {
         let (mut link, mut process, mut client) = output();
         let writer = std::thread::spawn(move || process.write_all(&[7; 4 << 20]));
-        assert_eq!(run(&mut link), Progress::Going);
+        run_on(&mut link);
         assert!(!writer.is_finished());
         let reader = std::thread::spawn(move || {
             let mut bytes = Vec::new();
             client.read_to_end(&mut bytes).map(|_| bytes.len())
         });
-        assert_eq!(run(&mut link), Progress::Over);
+        assert_eq!(end(&mut link), Progress::Over);
         writer.join().unwrap().unwrap();
         assert_eq!(reader.join().unwrap().unwrap(), (4 << 20) + 5);
     }
@@ -352,7 +363,7 @@ mod tests {
         let (mut link, mut process, mut client) = input(b"early ");
         client.write_all(b"late").unwrap();
         drop(client);
-        assert_eq!(run(&mut link), Progress::Over);
+        assert_eq!(end(&mut link), Progress::Over);
         let mut text = String::new();
         process.read_to_string(&mut text).unwrap();
         assert_eq!(text, "early late");
@@ -362,22 +373,22 @@ mod tests {
     fn input_for_a_process_that_reads_no_more_ends_the_connection() {
         let (mut link, process, mut client) = input(b"");
         drop(process);
-        assert_eq!(run(&mut link), Progress::Going);
+        run_on(&mut link);
         assert_eq!(client.read(&mut [0; 1]).unwrap(), 0);
         drop(client);
-        assert_eq!(run(&mut link), Progress::Over);
+        assert_eq!(end(&mut link), Progress::Over);
     }
 
     #[test]
     fn input_that_is_not_read_waits_without_spinning() {
         let (mut link, mut process, mut client) = input(b"");
         let writer = std::thread::spawn(move || client.write_all(&[1; 1 << 20]));
-        assert_eq!(run(&mut link), Progress::Going);
+        run_on(&mut link);
         let reader = std::thread::spawn(move || {
             let mut bytes = Vec::new();
             process.read_to_end(&mut bytes).map(|_| bytes.len())
         });
-        assert_eq!(run(&mut link), Progress::Over);
+        assert_eq!(end(&mut link), Progress::Over);
         writer.join().unwrap().unwrap();
         assert_eq!(reader.join().unwrap().unwrap(), 1 << 20);
     }

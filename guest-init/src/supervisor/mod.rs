@@ -77,8 +77,8 @@ enum Phase {
 }
 
 /// The supervisor.
-pub struct Supervisor<W> {
-    walls: W,
+pub struct Supervisor {
+    walls: Box<dyn Walls>,
     primary: Framed,
     listener: OwnedFd,
     signals: SignalFd,
@@ -91,12 +91,12 @@ pub struct Supervisor<W> {
     error: Option<String>,
 }
 
-impl<W: Walls> Supervisor<W> {
+impl Supervisor {
     /// Takes over the walls and connections, and says hello.
     ///
     /// # Errors
     /// When signals or connections cannot be set up.
-    pub fn new(walls: W, connections: Connections) -> Result<Self, SupervisorError> {
+    pub fn new(walls: Box<dyn Walls>, connections: Connections) -> Result<Self, SupervisorError> {
         let mut taken = SigSet::empty();
         [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT].into_iter().for_each(|signal| taken.add(signal));
         taken.thread_block().step(|| "block signals")?;

@@ -44,3 +44,22 @@ fn wait_for(fd: &OwnedFd, events: PollFlags, until: Instant) -> bool {
     let left = Timespec::try_from(until.saturating_duration_since(Instant::now())).unwrap_or_default();
     poll(&mut [PollFd::new(fd, events)], Some(&left)).is_ok_and(|ready| ready > 0)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use podvm_pod::protocol::read_frame;
+
+    use super::*;
+
+    #[test]
+    fn a_defect_is_reported_as_the_pods_end() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let reporter = std::thread::spawn(move || report(&ours.into(), "of no use"));
+        let Event::Finished(report) = read_frame(&mut theirs).unwrap() else { panic!("another event") };
+        assert_eq!((report.code, report.error.as_deref()), (PODVM_ERROR, Some("of no use")));
+        drop(theirs);
+        reporter.join().unwrap();
+    }
+}

@@ -15,7 +15,6 @@ use crate::app::{Job, Pod};
 use crate::cgroup::{AppCgroup, Cgroups};
 use crate::places::Places;
 use crate::step::{Step, note};
-use crate::walls::Walls;
 
 /// An app of the pod.
 #[derive(Debug)]
@@ -102,7 +101,7 @@ impl RunningPod {
     }
 }
 
-impl<W: Walls> Supervisor<W> {
+impl Supervisor {
     /// Sets the pod up and has its apps prepare themselves.
     pub(super) fn start(&mut self, spec: PodSpec) -> Result<(), SupervisorError> {
         if !matches!(self.phase, Phase::Idle) {
@@ -111,7 +110,7 @@ impl<W: Walls> Supervisor<W> {
         self.phase = Phase::Running;
         nix::unistd::sethostname(&spec.hostname).step(|| format!("set the hostname {:?}", spec.hostname))?;
         self.walls.configure_network(&spec.network)?;
-        let places = Places::prepare(&mut self.walls, &spec)?;
+        let places = Places::prepare(self.walls.as_mut(), &spec)?;
         let cgroups = self.open_cgroups();
         let mut apps = Vec::new();
         for app in spec.apps.iter().map(|app| &app.app) {

@@ -9,7 +9,6 @@ use super::connection::{WaitFor, refusal};
 use super::process::{MAX_EXECS, Process, State};
 use crate::app::launch::launch;
 use crate::app::{Job, terminal};
-use crate::walls::Walls;
 
 /// A number that no signal is above.
 const LAST_SIGNAL: i32 = 64;
@@ -29,7 +28,7 @@ impl From<Response> for Reply {
 /// Why a request is refused, as a sentence.
 type Refusal = String;
 
-impl<W: Walls> Supervisor<W> {
+impl Supervisor {
     pub(super) fn handle_request(&mut self, connection: u64, request: Request) {
         let reply = match request {
             Request::Stream { process, stream } => match self.attach(connection, process, stream) {

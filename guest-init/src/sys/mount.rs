@@ -27,6 +27,10 @@ impl Detached {
     /// Those of these calls.
     pub fn new(filesystem: &str, options: &[MountOption<'_>], attributes: MountAttrFlags) -> io::Result<Self> {
         let context = fsopen(filesystem, FsOpenFlags::FSOPEN_CLOEXEC)?;
+        if !options.iter().any(|(key, _)| *key == "source") {
+            // What /proc/mounts shows as its device.
+            fsconfig_set_string(&context, "source", filesystem)?;
+        }
         for (key, value) in options {
             match value {
                 Some(value) => fsconfig_set_string(&context, *key, *value)?,

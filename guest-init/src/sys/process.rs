@@ -138,6 +138,15 @@ pub fn set_process_option(option: libc::c_int, value: libc::c_ulong) -> io::Resu
         .map(drop)
 }
 
+/// Gives the calling process a session keyring of its own, so that it does not share the keys of who started it
+/// (keyctl(2)). A kernel without keyrings has nothing to share.
+pub fn leave_session_keyring() {
+    /// `KEYCTL_JOIN_SESSION_KEYRING` of linux/keyctl.h.
+    const JOIN_SESSION_KEYRING: libc::c_int = 1;
+    // SAFETY: without a name no memory is read.
+    unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, std::ptr::null::<libc::c_char>()) };
+}
+
 /// Sets the calling thread's permitted and effective capabilities, a bit each, and empties the inheritable ones.
 ///
 /// # Errors

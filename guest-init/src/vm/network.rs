@@ -137,4 +137,52 @@ mod tests {
         }
         assert_eq!(c_name("eth0").unwrap(), b"eth0\0");
     }
+
+    /// Runs `ip` of the host in the calling thread's network namespace.
+    fn ip(words: &str) -> String {
+        let output = std::process::Command::new("ip").args(words.split(' ')).output().unwrap();
+        assert!(output.status.success(), "ip {words}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    #[test]
+    fn an_interface_gets_its_name_addresses_and_routes() {
+        if !nix::unistd::geteuid().is_root() {
+            println!("skipped: needs root");
+            return;
+        }
+        std::thread::spawn(|| {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+            ip("link add tmp0 address 02:00:00:00:00:07 type veth peer name peer0");
+            ip("link set peer0 up");
+            let interface = InterfaceSpec {
+                name: "eth0".into(),
+                mac: [2, 0, 0, 0, 0, 7],
+                mtu: 1400,
+                addresses: vec![("10.7.0.2".parse().unwrap(), 32), ("fd00:7::2".parse().unwrap(), 128)],
+                gateways: vec!["10.7.0.1".parse().unwrap(), "fd00:7::1".parse().unwrap()],
+            };
+            let network = NetworkSpec { interfaces: vec![interface.clone()], ..Default::default() };
+            configure(&network).unwrap();
+            let link = ip("-o address show dev eth0");
+            for part in ["inet 10.7.0.2/32", "inet6 fd00:7::2/128"] {
+                assert!(link.contains(part), "{part} is not in {link}");
+            }
+            assert!(!link.contains("tentative fd00"), "{link}");
+            assert!(ip("link show eth0").contains("mtu 1400"));
+            assert!(ip("link show lo").contains("UP"));
+            assert!(ip("route").contains("default via 10.7.0.1 dev eth0 onlink"));
+            assert!(ip("-6 route").contains("default via fd00:7::1 dev eth0"));
+            // A second time changes nothing.
+            configure(&network).unwrap();
+            assert_eq!(ip("-o address show dev eth0").lines().filter(|line| line.contains("global")).count(), 2);
+
+            let missing = InterfaceSpec { mac: [9; 6], ..interface };
+            let network = NetworkSpec { interfaces: vec![missing], ..Default::default() };
+            let message = configure(&network).unwrap_err().to_string();
+            assert!(message.contains("09:09:09:09:09:09"), "{message}");
+        })
+        .join()
+        .unwrap();
+    }
 }

@@ -1,12 +1,13 @@
 //! Start, end, and everything in between.
 
+use std::io::Write;
 use std::time::{Duration, Instant};
 
 use podvm_pod::manifest::UserSpec;
-use podvm_pod::protocol::{Command, Event, SignalTarget};
+use podvm_pod::protocol::{Command, Envelope, Event, Request, SignalTarget, write_frame};
 use podvm_pod::status::{AppState, ExitStatus};
 
-use crate::pods::{PodBuilder, app, cannot_run, exec_spec};
+use crate::pods::{PodBuilder, app, cannot_run, exec_spec, read_all};
 
 #[test]
 fn events_come_in_order_and_the_code_is_the_apps() {
@@ -118,7 +119,7 @@ fn an_apps_own_stop_signal_is_used() {
     std::thread::sleep(Duration::from_millis(300));
     pod.client.stop(Duration::from_secs(30)).unwrap();
     let main = pod.processes["main"];
-    let output = crate::pods::read_all(pod.client.open_stream(main, podvm_pod::protocol::StreamKind::Stdout).unwrap());
+    let output = read_all(pod.client.open_stream(main, podvm_pod::protocol::StreamKind::Stdout).unwrap());
     assert_eq!(output.join().unwrap(), "up\nquit\n");
 }
 
@@ -142,7 +143,7 @@ fn nonsense_from_the_runner_ends_the_pod_with_a_message() {
     let built = PodBuilder::script("sleep 1000");
     let mut pod = built.start().ready();
     let mut wire = Vec::new();
-    podvm_pod::protocol::write_frame(&mut wire, &"what?").unwrap();
+    write_frame(&mut wire, &"what?").unwrap();
     pod.write_raw(&wire).unwrap();
     let report = pod.report();
     assert_eq!(report.code, 254);
@@ -255,4 +256,50 @@ fn status_and_stats_name_every_app() {
     );
     let names: Vec<String> = pod.client.stats().unwrap().into_iter().map(|(name, _)| name.to_string()).collect();
     assert_eq!(names, ["main", "other"]);
+}
+
+#[test]
+fn nonsense_on_a_request_connection_harms_nobody() {
+    if cannot_run() {
+        return;
+    }
+    let pod = PodBuilder::script("sleep 1000").start().ready();
+    let mut held = Vec::new();
+    for bytes in [
+        &b"GET / HTTP/1.1\r\n\r\n"[..],
+        b"CONNECT 7\n",
+        &[b'x'; 200],
+        b"CONNECT 1024\n\xff\xff\xff\xff",
+        b"CONNECT 1024\n\x02\0\0\0{}",
+    ] {
+        let mut connection = pod.connect_raw();
+        connection.write_all(bytes).unwrap();
+        held.push(connection);
+    }
+    let answer = read_all(held.pop().unwrap()).join().unwrap();
+    assert!(answer.contains("cannot be understood"), "{answer}");
+    let mut envelope = Envelope::new(Request::Status);
+    envelope.protocol = 99;
+    let mut connection = pod.connect_raw();
+    connection.write_all(b"CONNECT 1024\n").unwrap();
+    write_frame(&mut connection, &envelope).unwrap();
+    let answer = read_all(connection).join().unwrap();
+    assert!(answer.contains("version 1 of the protocol, not 99"), "{answer}");
+    assert_eq!(pod.client.status().unwrap().len(), 1);
+}
+
+#[test]
+fn more_requests_than_the_bound_are_refused_and_then_served_again() {
+    if cannot_run() {
+        return;
+    }
+    let pod = PodBuilder::script("sleep 1000").start().ready();
+    let idle: Vec<_> = (0..256).map(|_| pod.connect_raw()).collect();
+    assert!(pod.client.status().is_err());
+    drop(idle);
+    let until = Instant::now() + Duration::from_secs(20);
+    while pod.client.status().is_err() {
+        assert!(Instant::now() < until);
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }

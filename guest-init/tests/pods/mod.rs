@@ -43,7 +43,7 @@ pub fn cannot_run() -> bool {
 
 /// A pod that runs.
 pub struct Pod {
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
     image: Option<Arc<tempfile::TempDir>>,
     supervisor: Child,
     primary: Option<UnixStream>,
@@ -85,7 +85,9 @@ fn connect(socket: &Path) -> std::io::Result<UnixStream> {
     connection.write_all(b"CONNECT 1024\n")?;
     let mut answer = [0; 8];
     connection.read_exact(&mut answer)?;
-    assert_eq!(&answer, b"OK 1024\n");
+    if &answer != b"OK 1024\n" {
+        return Err(std::io::ErrorKind::ConnectionRefused.into());
+    }
     Ok(connection)
 }
 
@@ -128,7 +130,7 @@ impl Pod {
         let client = SupervisorClient::new(move || connect(&socket));
         let (events, processes) = (Vec::new(), BTreeMap::new());
         let primary = Some(primary);
-        let mut pod = Self { _folder: folder, image: None, supervisor, primary, client, events, processes, notes };
+        let mut pod = Self { folder, image: None, supervisor, primary, client, events, processes, notes };
         assert_eq!(pod.next(), Event::Hello { protocol: PROTOCOL_VERSION });
         pod
     }
@@ -212,6 +214,11 @@ impl Pod {
     /// Sends bytes that may be no command.
     pub fn write_raw(&mut self, bytes: &[u8]) -> std::io::Result<()> {
         self.primary.as_mut().unwrap().write_all(bytes)
+    }
+
+    /// A request connection on which nothing was said.
+    pub fn connect_raw(&self) -> UnixStream {
+        UnixStream::connect(self.folder.path().join("supervisor.sock")).unwrap()
     }
 
     /// Hangs the primary connection up.
