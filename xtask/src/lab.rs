@@ -31,7 +31,7 @@ pub struct Arguments {
     /// The machine's memory in MiB
     #[arg(long, value_name = "MIB")]
     memory: Option<u32>,
-    /// The machine's CPUs
+    /// The machine's CPUs [default: 1; with more, QEMU's nested virtualization hangs now and then]
     #[arg(long, value_name = "NUMBER")]
     cpus: Option<u32>,
     /// Afterwards copy this file or directory of the lab to the host (default: to its name, here)

@@ -12,7 +12,7 @@ fn boot(config: LabConfig) -> Session {
 }
 
 fn shell(script: &str) -> LabCommand {
-    LabCommand::new(["sh", "-c", script]).time_limit(Duration::from_secs(120))
+    LabCommand::new(["sh", "-c", script]).time_limit(Duration::from_secs(300))
 }
 
 /// Runs a script that must succeed and returns what it prints.
