@@ -188,7 +188,7 @@ impl<'a> Session<'a> {
             Event::Ready if self.spec.is_none() && self.started.is_none() => {
                 self.started = Some(Timestamp::now().seconds());
                 if self.stops == 0 {
-                    self.limit = None;
+                    self.expect(None);
                 }
                 self.record(Instant::now());
                 if let Some(ready) = self.ready.take() {
@@ -218,7 +218,7 @@ impl<'a> Session<'a> {
         }
         let spec = self.spec.take()?;
         let message = format!("the apps were not started within {} s", START_LIMIT.as_secs());
-        self.limit = Some(Limit::after(START_LIMIT, NO_REPORT, message));
+        self.expect(Some(Limit::after(START_LIMIT, NO_REPORT, message)));
         match write_frame(&mut self.primary, &Command::Run(spec)) {
             Err(FrameError::TooLong(length)) => {
                 let message =
@@ -280,13 +280,18 @@ impl<'a> Session<'a> {
             )));
         }
         let grace = if self.stops == 1 { STOP_GRACE } else { Duration::ZERO };
-        if !self.have_walls_fallen && !self.is_primary_lost {
-            let message = "the supervisor did not stop the pod in time";
-            self.limit = Some(Limit::after(grace + STOP_MARGIN, NO_REPORT, message));
-        }
+        self.expect(Some(Limit::after(grace + STOP_MARGIN, NO_REPORT, "the supervisor did not stop the pod in time")));
         // A connection that broke is heard of by the thread that reads it.
         let _ = write_frame(&mut self.primary, &Command::Stop { grace_ms: grace.as_millis() as u64 });
         None
+    }
+
+    /// Sets the limit of what is waited for. When the walls or the supervisor are gone, it stays as it is: what was still
+    /// under way by then, and signals, put the end off no further, nor change what is reported.
+    fn expect(&mut self, limit: Option<Limit>) {
+        if !self.have_walls_fallen && !self.is_primary_lost {
+            self.limit = limit;
+        }
     }
 
     fn record(&mut self, now: Instant) {

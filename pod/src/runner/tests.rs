@@ -120,7 +120,7 @@ fn open_stream() -> std::io::Result<UnixStream> {
         let Request::Stream { process, stream } = envelope.request else { panic!("{envelope:?}") };
         write_frame(&mut there, &Response::Stream).unwrap();
         let stream = if stream == StreamKind::Stdout { "out" } else { "err" };
-        writeln!(there, "{stream} of {}", process.0).unwrap();
+        there.write_all(format!("{stream} of {}\n", process.0).as_bytes()).unwrap();
     });
     Ok(here)
 }
@@ -257,6 +257,23 @@ fn fallen_walls_tell_what_the_lost_supervisor_cannot() {
         supervisor.start_apps();
         supervisor.primary.shutdown(std::net::Shutdown::Both).unwrap();
         fall.send(()).unwrap();
+    });
+    assert_eq!(ended.report.code, crate::exit::GUEST_PANIC);
+    assert!(ended.took < LONG, "{:?}", ended.took);
+}
+
+/// The supervisor's words and the walls' reach the pod's process by different ways, and may overtake each other.
+#[test]
+fn what_was_under_way_when_the_walls_fell_does_not_hide_how() {
+    let (say, said) = channel();
+    let walls: Walls = Box::new(move || {
+        say.send(()).unwrap();
+        PodReport::failure(crate::exit::GUEST_PANIC, "the guest kernel panicked")
+    });
+    let ended = run_against(Some(walls), move |supervisor| {
+        said.recv().unwrap();
+        thread::sleep(Duration::from_millis(50));
+        supervisor.start_apps();
     });
     assert_eq!(ended.report.code, crate::exit::GUEST_PANIC);
     assert!(ended.took < LONG, "{:?}", ended.took);
