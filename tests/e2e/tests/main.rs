@@ -9,7 +9,6 @@ mod limits;
 mod network;
 mod nginx;
 mod pods;
-mod postgres;
 mod redis;
 mod run;
 mod volumes;
