@@ -41,7 +41,7 @@ pub enum ConfigError {
         path: PathBuf,
     },
     /// The program does not know where it is.
-    #[error("podvm cannot find its own files ({0}); set kernel and initramfs in {DEFAULT_CONFIG}")]
+    #[error("podvm cannot find its own files ({0}); set kernel, initramfs and supervisor in {DEFAULT_CONFIG}")]
     OwnPath(io::Error),
 }
 
@@ -57,6 +57,8 @@ struct ConfigFile {
     kernel: Option<PathBuf>,
     /// The guest's first filesystem, with the supervisor as `/init`.
     initramfs: Option<PathBuf>,
+    /// The supervisor behind namespaces, a static binary.
+    supervisor: Option<PathBuf>,
     /// The built-in network.
     network: NetworkConfig,
 }
@@ -72,6 +74,8 @@ pub struct Config {
     pub kernel: PathBuf,
     /// The guest's first filesystem.
     pub initramfs: PathBuf,
+    /// The supervisor behind namespaces.
+    pub supervisor: PathBuf,
     /// The built-in network.
     pub network: NetworkConfig,
 }
@@ -103,6 +107,7 @@ impl Config {
             stage1: file.stage1,
             kernel: absolute("kernel", file.kernel.unwrap_or_else(|| library.join("vmlinux")))?,
             initramfs: absolute("initramfs", file.initramfs.unwrap_or_else(|| library.join("initramfs.cpio")))?,
+            supervisor: absolute("supervisor", file.supervisor.unwrap_or_else(|| library.join("supervisor")))?,
             network: file.network,
         })
     }

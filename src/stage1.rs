@@ -4,37 +4,43 @@ use std::fs;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
-use podvm_pod::stage1::Stage1Choice;
+use podvm_pod::stage1::{Stage1Choice, Stage1Kind};
 use serde::{Deserialize, Serialize};
 
 /// Where what the probe found is kept until the next boot.
 const PROBE_CACHE: &str = "/run/podvm/kvm-probe.json";
 
-/// Why no stage1 can run the pod.
+/// Why the stage1 that was asked for cannot run the pod.
 #[derive(Debug, thiserror::Error)]
-pub enum Stage1Error {
-    /// The namespace stage1 was asked for.
-    #[error("the namespace stage1 is not built yet; use --stage1=kvm or leave it out")]
-    NamespacesNotBuilt,
-    /// A VM was asked for and cannot be had.
-    #[error("this host cannot run pods in VMs: {0}")]
-    NoKvm(String),
-    /// No VM can be had, and the other walls are not there yet.
-    #[error(
-        "this host cannot run pods in VMs, and the namespace stage1, which will stand in for them, is not built yet: {0}"
-    )]
-    NoFallback(String),
+#[error("this host cannot run pods in VMs: {0}; --stage1=ns puts them behind namespaces instead")]
+pub struct NoKvm(String);
+
+/// The stage1 for a pod.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Chosen {
+    /// Which one.
+    pub kind: Stage1Kind,
+    /// Why it is not the VM that an automatic choice would rather be.
+    pub fallback: Option<String>,
 }
 
-/// Settles on the kvm stage1, the only one there is so far.
+/// Settles on a stage1.
 ///
 /// # Errors
-/// [`Stage1Error`].
-pub fn require_kvm(choice: Stage1Choice) -> Result<(), Stage1Error> {
+/// [`NoKvm`] when nothing but a VM will do, and this host has none.
+pub fn choose(choice: Stage1Choice) -> Result<Chosen, NoKvm> {
+    choose_by(choice, probe_once_per_boot)
+}
+
+fn choose_by(choice: Stage1Choice, probe: impl FnOnce() -> Result<(), String>) -> Result<Chosen, NoKvm> {
+    let chosen = |kind| Chosen { kind, fallback: None };
     match choice {
-        Stage1Choice::Ns => Err(Stage1Error::NamespacesNotBuilt),
-        Stage1Choice::Kvm => probe_once_per_boot().map_err(Stage1Error::NoKvm),
-        Stage1Choice::Auto => probe_once_per_boot().map_err(Stage1Error::NoFallback),
+        Stage1Choice::Ns => Ok(chosen(Stage1Kind::Ns)),
+        Stage1Choice::Kvm => probe().map_err(NoKvm).map(|()| chosen(Stage1Kind::Kvm)),
+        Stage1Choice::Auto => Ok(match probe() {
+            Ok(()) => chosen(Stage1Kind::Kvm),
+            Err(reason) => Chosen { kind: Stage1Kind::Ns, fallback: Some(reason) },
+        }),
     }
 }
 
@@ -99,8 +105,14 @@ mod tests {
     }
 
     #[test]
-    fn the_namespace_stage1_is_refused_by_name() {
-        let message = require_kvm(Stage1Choice::Ns).unwrap_err().to_string();
-        assert!(message.contains("namespace stage1 is not built yet"), "{message}");
+    fn only_an_automatic_choice_falls_back() {
+        let broken = || Err("no /dev/kvm".to_owned());
+        let fallen = choose_by(Stage1Choice::Auto, broken).unwrap();
+        assert_eq!(fallen, Chosen { kind: Stage1Kind::Ns, fallback: Some("no /dev/kvm".into()) });
+        let message = choose_by(Stage1Choice::Kvm, broken).unwrap_err().to_string();
+        assert!(message.contains("no /dev/kvm") && message.contains("--stage1=ns"), "{message}");
+        let chosen = choose_by(Stage1Choice::Ns, || panic!("probed without need")).unwrap();
+        assert_eq!(chosen, Chosen { kind: Stage1Kind::Ns, fallback: None });
+        assert_eq!(choose_by(Stage1Choice::Auto, || Ok(())).unwrap().kind, Stage1Kind::Kvm);
     }
 }

@@ -7,8 +7,9 @@
 //! | `manifest.json` | the [`PodManifest`], written once |
 //! | `state.json` | the [`Phase`] the pod's own process last recorded |
 //! | `logs/<app>.log` | what the app printed |
-//! | `console.log` | what the guest kernel printed, kvm only |
-//! | `writable.img` | the disk of the apps' writable layers, kvm only |
+//! | `console.log` | what the guest's kernel printed, or the supervisor behind namespaces |
+//! | `writable.img` | the disk of the apps' writable layers |
+//! | `cgroup` | the path of the pod's cgroup, ns only |
 //! | `supervisor.sock` | where the supervisor's request connections are made |
 //!
 //! A pod is alive exactly while some process holds the exclusive flock(2) on its directory: whatever ends the process,
@@ -384,6 +385,14 @@ impl PodDir {
     /// # Errors
     /// [`DirectoryError::Alive`], [`DirectoryError::Io`].
     pub fn remove(&self) -> Result<(), DirectoryError> {
+        self.remove_after(|_| Ok(()))
+    }
+
+    /// As [`Self::remove`], once `undo` has given back what the pod had outside its directory. The pod's lock is held meanwhile.
+    ///
+    /// # Errors
+    /// Those of [`Self::remove`], and those of `undo`; the directory, which says what is to be undone, is left then.
+    pub fn remove_after<E: From<DirectoryError>>(&self, undo: impl FnOnce(&Self) -> Result<(), E>) -> Result<(), E> {
         let Some(parent) = self.path.parent() else { return Ok(()) };
         let old = parent.join(format!(".old-{}", self.uuid));
         let lock = match lock_exclusive(&self.path) {
@@ -391,9 +400,10 @@ impl PodDir {
             other => other?,
         };
         let _lock = lock.ok_or(DirectoryError::Alive(self.uuid))?;
+        undo(self)?;
         fs::rename(&self.path, &old).map_err(io_error(&self.path))?;
         sync_directory(parent)?;
-        fs::remove_dir_all(&old).map_err(io_error(&old))
+        Ok(fs::remove_dir_all(&old).map_err(io_error(&old))?)
     }
 
     fn read_json<T: serde::de::DeserializeOwned>(&self, name: &str) -> Result<T, DirectoryError> {
@@ -471,6 +481,11 @@ impl RunningPod {
     /// Its manifest.
     pub fn manifest(&self) -> &PodManifest {
         &self.pod.manifest
+    }
+
+    /// The lock's open directory, for a process in the pod that shall keep it alive beyond this one.
+    pub fn lock_fd(&self) -> BorrowedFd<'_> {
+        self.pod.lock_fd()
     }
 
     /// Records that the apps were started, and each later change of their states.

@@ -11,6 +11,7 @@
 //! | [`client`] | requests to a running pod's supervisor |
 //! | [`console`] | the user's terminal, standard streams and signals |
 //! | [`timestamp`] | points in time as text |
+//! | [`writable`] | the disk of what a pod writes |
 //! | [`exit`] | exit codes |
 
 pub mod client;
@@ -23,6 +24,7 @@ pub mod runner;
 pub mod stage1;
 pub mod status;
 pub mod timestamp;
+pub mod writable;
 
 pub use directory::{PodDir, PodsRoot};
 pub use manifest::{App, AppName, PodManifest, Volume, VolumeName};

@@ -12,6 +12,7 @@ use podvm_pod::{PodDir, Uuid};
 use serde::Serialize;
 
 use super::image::uses;
+use super::{RemoveError, remove};
 use crate::config::Config;
 use crate::duration::Wait;
 use crate::output::{OutputArgs, print};
@@ -58,10 +59,12 @@ pub fn run(args: &GcArgs, config: &Config) -> Result<u8> {
         code = podvm_pod::exit::PODVM_ERROR;
     };
     for dir in pods.list()? {
-        match is_due(&dir, args).and_then(|due| if due { dir.remove().map(|()| true) } else { Ok(false) }) {
+        let due = is_due(&dir, args).map_err(RemoveError::from);
+        let removed = due.and_then(|due| if due { remove(&dir).map(|()| true) } else { Ok(false) });
+        match removed {
             Ok(true) => collected.pods.push(dir.uuid()),
             // Another gc, or a start, was faster.
-            Ok(false) | Err(DirectoryError::Alive(_)) => {}
+            Ok(false) | Err(RemoveError::Directory(DirectoryError::Alive(_))) => {}
             Err(_) if !dir.path().exists() => {}
             Err(error) => complain(error.to_string()),
         }

@@ -15,6 +15,9 @@ pub mod summary;
 pub mod version;
 
 use anyhow::Result;
+use podvm_pod::PodDir;
+use podvm_pod::directory::DirectoryError;
+use podvm_stage1_ns::cgroup::CgroupError;
 
 use crate::cli::{Cli, Command};
 use crate::config::Config;
@@ -37,4 +40,20 @@ pub fn run_command(cli: Cli) -> Result<u8> {
         Command::Version(args) => version::run(&args),
         Command::Completion(args) => Ok(completion::run(&args)),
     }
+}
+
+/// Why a pod could not be removed.
+#[derive(Debug, thiserror::Error)]
+enum RemoveError {
+    /// It is alive, or its directory cannot be removed.
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
+    /// What it had at the host cannot be given back.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+}
+
+/// Removes a pod that is not alive, with all it had at the host.
+fn remove(dir: &PodDir) -> Result<(), RemoveError> {
+    dir.remove_after(|dir| Ok(podvm_stage1_ns::undo(dir)?))
 }

@@ -6,6 +6,7 @@ use anyhow::Result;
 use podvm_pod::PodDir;
 use podvm_pod::directory::PodState;
 
+use super::remove;
 use super::stop::stop;
 use crate::config::Config;
 use crate::output::print_text;
@@ -30,8 +31,10 @@ pub fn run(args: &RmArgs, config: &Config) -> Result<u8> {
     let pods = config.pods();
     let mut code = 0;
     for name in &args.pods {
-        let removed =
-            pods.find(name).map_err(anyhow::Error::from).and_then(|dir| remove(&dir, args.force).map(|()| dir));
+        let removed = pods
+            .find(name)
+            .map_err(anyhow::Error::from)
+            .and_then(|dir| stop_and_remove(&dir, args.force).map(|()| dir));
         match removed {
             Ok(dir) => print_text(&format!("{}\n", dir.uuid())),
             Err(error) => {
@@ -43,7 +46,7 @@ pub fn run(args: &RmArgs, config: &Config) -> Result<u8> {
     Ok(code)
 }
 
-fn remove(dir: &PodDir, force: bool) -> Result<()> {
+fn stop_and_remove(dir: &PodDir, force: bool) -> Result<()> {
     match dir.state() {
         // It has said how it ended, and its process is about to be gone.
         Ok((PodState::Exited, _)) => dir.wait_until_dead()?,
@@ -52,5 +55,5 @@ fn remove(dir: &PodDir, force: bool) -> Result<()> {
         Err(_) if force => {}
         Err(error) => return Err(error.into()),
     }
-    Ok(dir.remove()?)
+    Ok(remove(dir)?)
 }

@@ -4,7 +4,6 @@
 //! |---|---|
 //! | [`machine`] | the pod's devices: disks, shared directories, network card, sockets |
 //! | [`gpt`] | the layers of all apps as one disk |
-//! | [`writable`] | the disk of what apps write |
 //! | [`spec`] | what the supervisor in the VM is told |
 //! | [`sandbox`] | what the process gives up before the guest runs |
 //! | [`profile`] | what its main thread may still do |
@@ -19,7 +18,6 @@ pub mod machine;
 pub mod profile;
 pub mod sandbox;
 pub mod spec;
-pub mod writable;
 
 use std::net::IpAddr;
 use std::os::unix::net::UnixStream;

@@ -19,8 +19,8 @@ use podvm_vmm::devices::rng::Rng;
 use podvm_vmm::devices::vsock::{Vsock, VsockConfig, VsockConnector};
 use podvm_vmm::machine::{ConsoleSink, VmConfig};
 
-use crate::writable::{self, WritableError};
 use crate::{KvmStage1, gpt, spec};
+use podvm_pod::writable::{self, WritableError};
 
 /// The guest's vsock address. Each VM has a vsock of its own, so they can all have the same.
 const GUEST_CID: u32 = 3;

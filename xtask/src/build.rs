@@ -1,5 +1,5 @@
 //! `cargo xtask build`: podvm, the supervisor and the guest kernel, put together in `target/podvm/` as they are
-//! installed: `bin/podvm`, `lib/podvm/vmlinux`, `lib/podvm/initramfs.cpio`.
+//! installed: `bin/podvm`, `lib/podvm/vmlinux`, `lib/podvm/initramfs.cpio`, `lib/podvm/supervisor`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -37,7 +37,9 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
         let (binaries, library) = (prefix().join("bin"), prefix().join("lib/podvm"));
         place(&binaries.join("podvm"), &read(&podvm)?, true)?;
         place(&library.join("vmlinux"), &read(&kernel.join("vmlinux"))?, false)?;
-        place(&library.join("initramfs.cpio"), &initramfs(&read(&supervisor)?)?, false)
+        let supervisor = read(&supervisor)?;
+        place(&library.join("initramfs.cpio"), &initramfs(&supervisor)?, false)?;
+        place(&library.join("supervisor"), &supervisor, true)
     })
 }
 

@@ -106,7 +106,7 @@ pub enum PrepareError {
     #[error("--port needs a network of the pod's own; leave out --net={0}")]
     PortWithoutNetwork(&'static str),
     /// The host's network for a VM.
-    #[error("--net=host needs the namespace stage1, which is not built yet; use --net=default with --port")]
+    #[error("--net=host needs --stage1=ns: a VM cannot share the host's network; or use --net=default with --port")]
     HostNetwork,
     /// A limit that no program can start under.
     #[error("app {app}: {given} is too little memory; give at least {minimum}")]

@@ -9,6 +9,7 @@ use podvm_pod::manifest::{
     App, AppName, ByteSize, Capability, EnvironmentVariable, Isolators, MANIFEST_VERSION, NetworkMode, PodManifest,
     PodResources, UserSpec,
 };
+use podvm_pod::stage1::Stage1Kind;
 use podvm_pod::timestamp::Timestamp;
 use uuid::Uuid;
 
@@ -52,10 +53,15 @@ impl Host {
 ///
 /// # Errors
 /// [`PrepareError`].
-pub fn assemble(args: &RunArgs, images: &[ImageSettings], host: &Host) -> Result<PodManifest, PrepareError> {
+pub fn assemble(
+    args: &RunArgs,
+    images: &[ImageSettings],
+    host: &Host,
+    stage1: Stage1Kind,
+) -> Result<PodManifest, PrepareError> {
     let uuid = Uuid::new_v4();
     let network = args.network();
-    if network == NetworkMode::Host {
+    if network == NetworkMode::Host && stage1 == Stage1Kind::Kvm {
         return Err(PrepareError::HostNetwork);
     }
     let hostname = match &args.hostname {
@@ -80,7 +86,7 @@ pub fn assemble(args: &RunArgs, images: &[ImageSettings], host: &Host) -> Result
         apps.push(App { mounts, ..app(args, image, name, &hostname, host)? });
     }
     check_interactive(args, &apps)?;
-    let resources = resources(&apps, args.disk, host)?;
+    let resources = resources(&apps, args.disk, host, stage1)?;
     let created = Timestamp::now().seconds();
     Ok(PodManifest { version: MANIFEST_VERSION, uuid, created, hostname, apps, volumes, ports, network, resources })
 }
@@ -220,14 +226,15 @@ fn check_interactive(args: &RunArgs, apps: &[App]) -> Result<(), PrepareError> {
     }
 }
 
-fn resources(apps: &[App], disk: ByteSize, host: &Host) -> Result<PodResources, PrepareError> {
+fn resources(apps: &[App], disk: ByteSize, host: &Host, stage1: Stage1Kind) -> Result<PodResources, PrepareError> {
     let of_app = |app: &App| app.isolators.memory.unwrap_or(UNLIMITED_APP_MEMORY).bytes();
     let memory = apps.iter().map(of_app).fold(VM_MEMORY.bytes(), u64::saturating_add);
-    if memory > host.memory.bytes() {
+    // Behind namespaces only what is used counts.
+    if stage1 == Stage1Kind::Kvm && memory > host.memory.bytes() {
         return Err(PrepareError::TooMuchMemory { wanted: ByteSize(memory), present: host.memory });
     }
-    if disk < podvm_stage1_kvm::writable::MIN_DISK {
-        return Err(PrepareError::TooSmallDisk { given: disk, minimum: podvm_stage1_kvm::writable::MIN_DISK });
+    if disk < podvm_pod::writable::MIN_DISK {
+        return Err(PrepareError::TooSmallDisk { given: disk, minimum: podvm_pod::writable::MIN_DISK });
     }
     // What is left of a CPU by one app can be another's; whole CPUs are needed only for the sum.
     let thousandths: u64 = apps.iter().filter_map(|app| app.isolators.cpu).map(|limit| u64::from(limit.0)).sum();
@@ -249,6 +256,10 @@ mod tests {
         "Labels":{"io.podvm.port.client":"2379/tcp","io.podvm.volume.data-dir":"/var/lib/etcd"}}"#;
 
     fn assemble_text(text: &str) -> Result<PodManifest, PrepareError> {
+        assemble_for(Stage1Kind::Kvm, text)
+    }
+
+    fn assemble_for(stage1: Stage1Kind, text: &str) -> Result<PodManifest, PrepareError> {
         let arguments: Vec<OsString> = format!("podvm run {text}").split(' ').map(OsString::from).collect();
         let Ok(Parsed::Command(cli)) = parse(&arguments) else { panic!("{text}") };
         let Command::Run(args) = cli.command else { panic!("{text}") };
@@ -257,7 +268,7 @@ mod tests {
             .map(|app| image(&app.image, if app.image.contains("etcd") { ETCD } else { "{}" }).unwrap())
             .collect();
         let host = Host { cpus: 4, memory: ByteSize::mib(8 << 10), term: Some("vt100".into()) };
-        assemble(&args, &images, &host)
+        assemble(&args, &images, &host, stage1)
     }
 
     fn value<'a>(app: &'a App, name: &str) -> Option<&'a str> {
@@ -321,6 +332,12 @@ mod tests {
     }
 
     #[test]
+    fn namespaces_share_the_hosts_network_and_memory() {
+        let manifest = assemble_for(Stage1Kind::Ns, "--net=host --memory 1T etcd").unwrap();
+        assert_eq!(manifest.network, NetworkMode::Host);
+    }
+
+    #[test]
     fn what_cannot_be_is_named_with_its_cure() {
         for (text, part) in [
             ("--memory 1M etcd", "1 MiB is too little memory; give at least 16 MiB"),
@@ -330,7 +347,7 @@ mod tests {
             ("etcd --- etcd", "two apps are named etcd"),
             ("-i etcd --- -i plain -- x", "both --interactive"),
             ("--hostname a_b etcd", "a_b"),
-            ("--net=host etcd", "namespace stage1"),
+            ("--net=host etcd", "--stage1=ns"),
             ("--working-dir x etcd", "not absolute"),
         ] {
             let message = assemble_text(text).unwrap_err().to_string();

@@ -18,18 +18,21 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use podvm_image::{ImageSource, ImportOptions, ResolvedImage, Silent, Store};
+use podvm_pod::directory::PreparedPod;
 use podvm_pod::manifest::{AppImage, PodManifest};
 use podvm_pod::runner::PodIo;
 use podvm_pod::status::{AppState, AppStatus, PodReport};
-use podvm_pod::{Stage1, Uuid};
+use podvm_pod::{Stage1, Stage1Kind, Uuid};
 use podvm_stage1_kvm::KvmStage1;
+use podvm_stage1_ns::NsStage1;
 
 pub use arguments::{AppArgs, RunArgs};
 use image::ImageSettings;
 
+use crate::commands::remove;
 use crate::config::Config;
 use crate::report;
-use crate::stage1::require_kvm;
+use crate::stage1::choose;
 
 /// Runs a pod; returns its exit code.
 pub fn run(args: &RunArgs, config: &Config) -> Result<u8> {
@@ -41,13 +44,15 @@ pub fn run(args: &RunArgs, config: &Config) -> Result<u8> {
         images.push(ImageSettings::read(image, &resolved.config)?);
         holds.push(resolved);
     }
-    let manifest = manifest::assemble(args, &images, &manifest::Host::this())?;
-    require_kvm(args.stage1.unwrap_or(config.stage1))?;
-    require_file(&config.kernel, "guest kernel", "kernel")?;
-    require_file(&config.initramfs, "guest's initramfs", "initramfs")?;
+    let stage1 = choose(args.stage1.unwrap_or(config.stage1))?;
+    let manifest = manifest::assemble(args, &images, &manifest::Host::this(), stage1.kind)?;
+    require_files(config, stage1.kind)?;
+    if let Some(reason) = stage1.fallback.filter(|_| !args.quiet) {
+        report(&format!("the pod runs behind namespaces, for this host cannot run it in a VM: {reason}"));
+    }
     let uuid = manifest.uuid;
     let uuid_file = args.uuid_file_save.as_ref().map(std::path::absolute).transpose()?;
-    let start = move |io| run_pod(args, config, manifest, holds, uuid_file.as_deref(), io);
+    let start = move |io| run_pod(args, config, stage1.kind, manifest, holds, uuid_file.as_deref(), io);
     if args.detach {
         return detach::start(uuid, |ready| start(PodIo { attached: false, ready: Some(ready) }));
     }
@@ -76,6 +81,17 @@ fn resolve(store: &Store, wanted: &str) -> Result<(AppImage, ResolvedImage)> {
     Ok((AppImage { name, id: resolved.id.to_string(), layers }, resolved))
 }
 
+/// What the stage1 is made of.
+fn require_files(config: &Config, stage1: Stage1Kind) -> Result<()> {
+    match stage1 {
+        Stage1Kind::Kvm => {
+            require_file(&config.kernel, "guest kernel", "kernel")?;
+            require_file(&config.initramfs, "guest's initramfs", "initramfs")
+        }
+        Stage1Kind::Ns => require_file(&config.supervisor, "supervisor", "supervisor"),
+    }
+}
+
 /// The file is opened again later; this is for the message, before anything is made.
 fn require_file(path: &Path, what: &str, setting: &str) -> Result<()> {
     std::fs::File::open(path).map(drop).with_context(|| {
@@ -89,6 +105,7 @@ fn require_file(path: &Path, what: &str, setting: &str) -> Result<()> {
 fn run_pod(
     args: &RunArgs,
     config: &Config,
+    stage1: Stage1Kind,
     manifest: PodManifest,
     images: Vec<ResolvedImage>,
     uuid_file: Option<&Path>,
@@ -107,21 +124,29 @@ fn run_pod(
         pod.discard()?;
         return Err(error);
     }
-    let stage1 = KvmStage1 {
-        kernel: config.kernel.clone(),
-        initramfs: config.initramfs.clone(),
-        root: config.root.clone(),
-        network: config.network.clone(),
-        io,
-    };
-    match stage1.run(pod) {
+    match run_behind(stage1, config, pod, io) {
         Ok(report) => Ok(Outcome::of(&report, &manifest, args.quiet)),
         Err(error) => {
             // It has never run: there is nothing in it that anyone could want.
-            if let Err(leftover) = pods.pod(uuid).remove() {
+            if let Err(leftover) = remove(&pods.pod(uuid)) {
                 report(&format!("pod {uuid} cannot be removed: {leftover}"));
             }
-            Err(error.into())
+            Err(error)
+        }
+    }
+}
+
+/// Becomes the pod behind the walls that were chosen.
+fn run_behind(stage1: Stage1Kind, config: &Config, pod: PreparedPod, io: PodIo) -> Result<PodReport> {
+    let (root, network) = (config.root.clone(), config.network.clone());
+    match stage1 {
+        Stage1Kind::Kvm => {
+            let (kernel, initramfs) = (config.kernel.clone(), config.initramfs.clone());
+            Ok(KvmStage1 { kernel, initramfs, root, network, io }.run(pod)?)
+        }
+        Stage1Kind::Ns => {
+            let supervisor = config.supervisor.clone();
+            Ok(NsStage1 { supervisor, root, network, io }.run(pod)?)
         }
     }
 }

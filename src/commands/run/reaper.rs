@@ -9,6 +9,8 @@ use anyhow::{Context, Result};
 use nix::unistd::{ForkResult, fork, setsid};
 use podvm_pod::PodDir;
 
+use crate::commands::remove;
+
 /// Forks the process that removes the pod when it has ended. Must be called before the pod is prepared, so that the lock
 /// that says that the pod lives is not inherited, and while the process has one thread.
 pub fn fork_reaper(pod: PodDir) -> Result<()> {
@@ -26,7 +28,8 @@ pub fn fork_reaper(pod: PodDir) -> Result<()> {
             let _ = setsid();
             let removed = keep_only(&until).and_then(|()| {
                 let _ = nix::unistd::read(&until, &mut [0]);
-                Ok(pod.wait_until_dead().and_then(|()| pod.remove())?)
+                pod.wait_until_dead()?;
+                Ok(remove(&pod)?)
             });
             std::process::exit(i32::from(removed.is_err()));
         }

@@ -10,9 +10,9 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::manifest::ByteSize;
 use nix::errno::Errno;
 use nix::unistd::{Whence, lseek64};
-use podvm_pod::manifest::ByteSize;
 
 /// Smallest disk that is worth a filesystem.
 pub const MIN_DISK: ByteSize = ByteSize::mib(16);

@@ -1,0 +1,238 @@
+//! The pod's cgroup (Linux Documentation/admin-guide/cgroup-v2.rst): where it goes, that it is written down before it is made,
+//! and that nothing of it stays.
+//!
+//! Under a service manager the pod belongs below the cgroup its process was started in, so that limits set there hold the pod.
+//! A cgroup that has processes cannot also pass controllers on, so this is done where the process is alone in its cgroup, as in
+//! a service's, after it has moved to a child of it. Elsewhere, as from a user's shell, the pod's cgroup is
+//! `/podvm/<uuid>`. A host without cgroup2 has none; its pods run without limits, and the supervisor says which it missed.
+
+use std::fs;
+use std::io;
+use std::path::{Component, Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
+use podvm_pod::PodDir;
+
+/// Where cgroup2 is mounted: alone, or beside version 1.
+const MOUNTS: [&str; 2] = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
+/// Name of the folder of pods' cgroups at the hierarchy's root.
+const FOLDER: &str = "podvm";
+/// Where the pod's process goes when it makes room for the pod in its own cgroup.
+const OWN_CGROUP: &str = "_podvm";
+/// The file of the pod directory that names the pod's cgroup.
+const RECORD: &str = "cgroup";
+/// How long processes that were killed may take to be gone.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Why the pod has no cgroup.
+#[derive(Debug, thiserror::Error)]
+#[error("the pod's cgroup {path} cannot be made or removed: {source}", path = .path.display())]
+pub struct CgroupError {
+    path: PathBuf,
+    source: io::Error,
+}
+
+fn at(path: &Path) -> impl FnOnce(io::Error) -> CgroupError + '_ {
+    move |source| CgroupError { path: path.into(), source }
+}
+
+/// A pod's cgroup; removed when dropped, with all below it.
+#[derive(Debug)]
+pub struct PodCgroup {
+    path: PathBuf,
+}
+
+impl PodCgroup {
+    /// Makes the cgroup of the pod in `dir`; none where the host has no cgroup2 that can be written to.
+    ///
+    /// # Errors
+    /// [`CgroupError`].
+    pub fn make(dir: &PodDir) -> Result<Option<Self>, CgroupError> {
+        let Some(mount) = mount() else { return Ok(None) };
+        let parent = match parent(mount) {
+            Err(error) if is_read_only(&error) => return Ok(None),
+            other => other.map_err(at(mount))?,
+        };
+        let path = parent.join(dir.uuid().to_string());
+        let record = dir.path().join(RECORD);
+        fs::write(&record, path.as_os_str().as_encoded_bytes()).map_err(at(&record))?;
+        loop {
+            match fs::create_dir(&path) {
+                Ok(()) => return Ok(Some(Self { path })),
+                // The last pod to end has taken the folder with it.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    make_folder(mount).map_err(at(&path))?;
+                }
+                Err(error) if is_read_only(&error) => return Ok(None),
+                Err(error) => return Err(at(&path)(error)),
+            }
+        }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for PodCgroup {
+    fn drop(&mut self) {
+        // What cannot be removed now is written down, and removed with the pod.
+        let _ = remove(&self.path).and_then(|()| restore_parent(&self.path));
+    }
+}
+
+/// Removes what a pod that is not alive left at the host. Safe to repeat.
+///
+/// # Errors
+/// [`CgroupError`].
+pub fn undo(dir: &PodDir) -> Result<(), CgroupError> {
+    let record = dir.path().join(RECORD);
+    let path = match fs::read_to_string(&record) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => PathBuf::from(other.map_err(at(&record))?),
+    };
+    // The record could have been written by anyone's hand: nothing is removed that does not look like a pod's.
+    let is_pods = path.starts_with("/sys/fs/cgroup")
+        && path.ends_with(dir.uuid().to_string())
+        && !path.components().any(|part| part == Component::ParentDir);
+    if is_pods { remove(&path).and_then(|()| restore_parent(&path)).map_err(at(&path)) } else { Ok(()) }
+}
+
+/// A hierarchy that this process only sees, as in a container.
+fn is_read_only(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EROFS | libc::EACCES | libc::EPERM))
+}
+
+fn mount() -> Option<&'static Path> {
+    let is_cgroup2 = |path: &&Path| statfs(*path).is_ok_and(|found| found.filesystem_type() == CGROUP2_SUPER_MAGIC);
+    MOUNTS.map(Path::new).into_iter().find(is_cgroup2)
+}
+
+/// The cgroup that pods' cgroups are made in, with its controllers passed on.
+fn parent(mount: &Path) -> io::Result<PathBuf> {
+    let own = own_cgroup(mount)?;
+    if own != mount && is_alone_in(&own)? {
+        let inner = own.join(OWN_CGROUP);
+        make_directory(&inner)?;
+        fs::write(inner.join("cgroup.procs"), "0")?;
+        pass_controllers_on(&own);
+        return Ok(own);
+    }
+    make_folder(mount)
+}
+
+/// The folder of pods' cgroups at the hierarchy's root.
+fn make_folder(mount: &Path) -> io::Result<PathBuf> {
+    let folder = mount.join(FOLDER);
+    make_directory(&folder)?;
+    pass_controllers_on(mount);
+    pass_controllers_on(&folder);
+    Ok(folder)
+}
+
+/// Leaves the cgroup that a pod's was in as it was before: without the folder, when it was the last pod there; without the
+/// child that its process had moved to.
+fn restore_parent(pod: &Path) -> io::Result<()> {
+    let Some(parent) = pod.parent() else { return Ok(()) };
+    let inner = parent.join(OWN_CGROUP);
+    if !inner.exists() {
+        // Other pods may still be there.
+        let _ = fs::remove_dir(parent);
+        return Ok(());
+    }
+    let own = own_cgroup(mount().unwrap_or(parent))?;
+    if own == inner {
+        let passed = parent.join("cgroup.subtree_control");
+        for controller in fs::read_to_string(&passed)?.split_whitespace() {
+            fs::write(&passed, format!("-{controller}"))?;
+        }
+        fs::write(parent.join("cgroup.procs"), "0")?;
+    }
+    // The pod's process may be on its way out of it.
+    let _ = fs::remove_dir(&inner);
+    Ok(())
+}
+
+/// The cgroup of this process.
+fn own_cgroup(mount: &Path) -> io::Result<PathBuf> {
+    let text = fs::read_to_string("/proc/self/cgroup")?;
+    let path = text.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
+    let own = mount.join(path);
+    // Seen from a cgroup namespace, it may be outside.
+    Ok(if path.is_empty() || path.contains("..") || !own.is_dir() { mount.into() } else { own })
+}
+
+fn is_alone_in(cgroup: &Path) -> io::Result<bool> {
+    let processes = fs::read_to_string(cgroup.join("cgroup.procs"))?;
+    Ok(processes.trim() == std::process::id().to_string())
+}
+
+/// A controller that cannot be passed on is missed when a limit needs it, and then said.
+fn pass_controllers_on(cgroup: &Path) {
+    let available = fs::read_to_string(cgroup.join("cgroup.controllers")).unwrap_or_default();
+    let passed = cgroup.join("cgroup.subtree_control");
+    let present = fs::read_to_string(&passed).unwrap_or_default();
+    for controller in available.split_whitespace().filter(|name| !present.split_whitespace().any(|on| on == *name)) {
+        let _ = fs::write(&passed, format!("+{controller}"));
+    }
+}
+
+fn make_directory(path: &Path) -> io::Result<()> {
+    match fs::create_dir(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Kills what is left in a cgroup, and removes it with all below.
+fn remove(path: &Path) -> io::Result<()> {
+    if !path.exists() {
+        return Ok(());
+    }
+    // Before Linux 5.14 there is no such file; the processes' end is then only waited for.
+    let _ = fs::write(path.join("cgroup.kill"), "1");
+    let until = Instant::now() + PATIENCE;
+    loop {
+        match remove_tree(path) {
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) && Instant::now() < until => {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            other => return other,
+        }
+    }
+}
+
+fn remove_tree(path: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            remove_tree(&entry.path())?;
+        }
+    }
+    fs::remove_dir(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use podvm_pod::{PodsRoot, Uuid};
+
+    use super::*;
+
+    #[test]
+    fn a_record_that_names_another_place_removes_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = PodsRoot::new(folder.path()).pod(Uuid::new_v4());
+        fs::create_dir_all(dir.path()).unwrap();
+        undo(&dir).unwrap();
+        let victim = folder.path().join(dir.uuid().to_string());
+        fs::create_dir(&victim).unwrap();
+        for record in [victim.to_str().unwrap(), "/sys/fs/cgroup", ""] {
+            fs::write(dir.path().join(RECORD), record).unwrap();
+            undo(&dir).unwrap();
+        }
+        assert!(victim.exists());
+    }
+}

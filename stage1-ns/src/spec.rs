@@ -1,0 +1,57 @@
+//! What the supervisor behind namespaces is told: the manifest's apps, and where in the pod's own tree their parts are.
+
+use std::path::{Path, PathBuf};
+
+use podvm_pod::PodManifest;
+use podvm_pod::manifest::VolumeKind;
+use podvm_pod::protocol::{AppSpec, LayerSource, NetworkSpec, PodSpec, VolumeSource, VolumeSpec, WritableSource};
+
+/// Where the supervisor keeps what is its own; in memory.
+pub const SCRATCH: &str = "/scratch";
+/// Where the pod's cgroup is.
+pub const CGROUP: &str = "/cgroup";
+/// Where what the apps write goes.
+pub const WRITABLE: &str = "/writable";
+/// The folder of the layers, each named by its number.
+pub const LAYERS: &str = "/layers";
+/// The folder of the host's directories, each named as its volume.
+pub const VOLUMES: &str = "/volumes";
+
+/// All layers of a pod's apps, each once.
+pub fn distinct_layers(manifest: &PodManifest) -> Vec<&Path> {
+    let mut layers: Vec<&Path> = Vec::new();
+    for layer in manifest.apps.iter().flat_map(|app| &app.image.layers) {
+        if !layers.contains(&layer.as_path()) {
+            layers.push(layer);
+        }
+    }
+    layers
+}
+
+/// The pod as the supervisor is to run it.
+pub fn pod_spec(manifest: &PodManifest, network: NetworkSpec) -> PodSpec {
+    let distinct = distinct_layers(manifest);
+    let place = |layer: &PathBuf| {
+        let number = distinct.iter().position(|other| *other == layer).unwrap_or_default();
+        LayerSource::Directory(Path::new(LAYERS).join(number.to_string()))
+    };
+    let apps = manifest.apps.iter();
+    let apps = apps.map(|app| AppSpec { app: app.clone(), layers: app.image.layers.iter().map(place).collect() });
+    let volumes = manifest.volumes.iter().map(|volume| VolumeSpec {
+        name: volume.name.clone(),
+        source: match volume.kind {
+            VolumeKind::Host { .. } => VolumeSource::Directory(Path::new(VOLUMES).join(volume.name.as_str())),
+            VolumeKind::Empty => VolumeSource::Empty,
+        },
+        read_only: volume.read_only,
+    });
+    PodSpec {
+        uuid: manifest.uuid,
+        hostname: manifest.hostname.clone(),
+        apps: apps.collect(),
+        volumes: volumes.collect(),
+        writable: WritableSource::Directory(WRITABLE.into()),
+        // The interfaces are set up from outside.
+        network: NetworkSpec { interfaces: Vec::new(), ..network },
+    }
+}
