@@ -12,7 +12,8 @@ use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
-use podvm_pod::PodDir;
+use podvm_pod::manifest::{App, Isolators};
+use podvm_pod::{PodDir, PodManifest};
 
 /// Where cgroup2 is mounted: alone, or beside version 1.
 const MOUNTS: [&str; 2] = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
@@ -103,6 +104,30 @@ pub fn undo(dir: &PodDir) -> Result<(), CgroupError> {
 /// A hierarchy that this process only sees, as in a container.
 fn is_read_only(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EROFS | libc::EACCES | libc::EPERM))
+}
+
+/// The limits of a pod's apps that this host cannot apply, a sentence for each app. They are asked for and missed, and the pod
+/// runs: a host's administrator may limit it by other means.
+pub fn missed_limits(manifest: &PodManifest) -> Vec<String> {
+    let controllers = mount().and_then(|mount| fs::read_to_string(mount.join("cgroup.controllers")).ok());
+    let controllers = controllers.unwrap_or_default();
+    let has = |controller: &str| controllers.split_whitespace().any(|name| name == controller);
+    let sentence = |app: &App| {
+        let Isolators { memory, cpu, cpu_shares, pids, .. } = &app.isolators;
+        let wanted = [
+            ("--memory", "memory", memory.is_some()),
+            ("--cpu", "cpu", cpu.is_some()),
+            ("--cpu-shares", "cpu", cpu_shares.is_some()),
+            ("--pids", "pids", pids.is_some()),
+        ];
+        let missed = wanted.into_iter().filter(|(_, controller, is_wanted)| *is_wanted && !has(controller));
+        let options: Vec<&str> = missed.map(|(option, ..)| option).collect();
+        (!options.is_empty()).then(|| {
+            let (name, options) = (&app.name, options.join(" and "));
+            format!("app {name} runs without {options}: this host's cgroup2 has no such controllers; boot it with systemd.unified_cgroup_hierarchy=1")
+        })
+    };
+    manifest.apps.iter().filter_map(sentence).collect()
 }
 
 fn mount() -> Option<&'static Path> {

@@ -32,7 +32,7 @@ use image::ImageSettings;
 use crate::commands::remove;
 use crate::config::Config;
 use crate::report;
-use crate::stage1::choose;
+use crate::stage1::{Chosen, choose};
 
 /// Runs a pod; returns its exit code.
 pub fn run(args: &RunArgs, config: &Config) -> Result<u8> {
@@ -47,12 +47,13 @@ pub fn run(args: &RunArgs, config: &Config) -> Result<u8> {
     let stage1 = choose(args.stage1.unwrap_or(config.stage1))?;
     let manifest = manifest::assemble(args, &images, &manifest::Host::this(), stage1.kind)?;
     require_files(config, stage1.kind)?;
-    if let Some(reason) = stage1.fallback.filter(|_| !args.quiet) {
-        report(&format!("the pod runs behind namespaces, for this host cannot run it in a VM: {reason}"));
+    if !args.quiet {
+        remarks(&stage1, &manifest).iter().for_each(|line| report(line));
     }
+    let stage1 = stage1.kind;
     let uuid = manifest.uuid;
     let uuid_file = args.uuid_file_save.as_ref().map(std::path::absolute).transpose()?;
-    let start = move |io| run_pod(args, config, stage1.kind, manifest, holds, uuid_file.as_deref(), io);
+    let start = move |io| run_pod(args, config, stage1, manifest, holds, uuid_file.as_deref(), io);
     if args.detach {
         return detach::start(uuid, |ready| start(PodIo { attached: false, ready: Some(ready) }));
     }
@@ -79,6 +80,19 @@ fn resolve(store: &Store, wanted: &str) -> Result<(AppImage, ResolvedImage)> {
     };
     let layers = resolved.layers.iter().map(|layer| layer.path.clone()).collect();
     Ok((AppImage { name, id: resolved.id.to_string(), layers }, resolved))
+}
+
+/// What is otherwise than the user may think.
+fn remarks(stage1: &Chosen, manifest: &PodManifest) -> Vec<String> {
+    let fallback = stage1.fallback.as_ref();
+    let mut lines: Vec<String> = fallback
+        .map(|reason| format!("the pod runs behind namespaces, for this host cannot run it in a VM: {reason}"))
+        .into_iter()
+        .collect();
+    if stage1.kind == Stage1Kind::Ns {
+        lines.extend(podvm_stage1_ns::cgroup::missed_limits(manifest));
+    }
+    lines
 }
 
 /// What the stage1 is made of.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-use crate::{Finished, Invocation, layout, prefix};
+use crate::{Finished, Invocation, layout, prefix, stage1};
 
 /// Where the tests of one run keep the images they have imported: importing is slow under emulation.
 const SHARED_ROOT: &str = "/var/tmp/podvm-e2e";
@@ -50,10 +50,15 @@ impl Host {
         path
     }
 
-    /// A call of podvm.
+    /// A call of podvm. Pods that it runs get the stage1 that is tested.
     pub fn podvm<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Invocation {
         let mut all = vec![OsString::from("--root"), self.root.clone().into()];
         all.extend(arguments.into_iter().map(|word| word.as_ref().to_owned()));
+        if let Some(run) = all.iter().position(|word| word == "run")
+            && !all.iter().any(|word| word == "--stage1")
+        {
+            all.insert(run + 1, format!("--stage1={}", stage1()).into());
+        }
         Invocation::new(prefix().join("bin/podvm"), all)
     }
 

@@ -6,7 +6,8 @@
 //! host.podvm(["run", &busybox, "--", "echo", "hello"]).run().expect_code(0).expect_stdout("hello");
 //! ```
 //!
-//! The tests run in the lab (`cargo xtask test --only e2e [FILTER]`), one at a time, each in a process of its own.
+//! The tests run one at a time, each in a process of its own (`cargo xtask test --only e2e [FILTER]`): in the lab for each
+//! stage1, and on the host itself for namespaces.
 //! A test that cannot run where it is says so by [`skip!`] and returns.
 
 mod host;
@@ -25,6 +26,11 @@ macro_rules! skip {
         println!("skipped: {}", format_args!($($reason)*));
         return;
     }};
+}
+
+/// The stage1 that pods get in this run of the tests: `kvm`, unless `PODVM_E2E_STAGE1` says `ns`.
+pub fn stage1() -> &'static str {
+    if std::env::var_os("PODVM_E2E_STAGE1").is_some_and(|stage1| stage1 == "ns") { "ns" } else { "kvm" }
 }
 
 /// The checkout.

@@ -21,7 +21,7 @@ fn a_pod_in_the_background_is_listed_entered_read_and_stopped() {
     let short = &uuid[..8];
 
     let listed = host.podvm(["list"]).run().expect_code(0).expect_stdout(short);
-    listed.expect_stdout("running").expect_stdout("kvm");
+    listed.expect_stdout("running").expect_stdout(podvm_e2e::stage1());
     let status = host.podvm(["status", short, "--output", "json"]).run().expect_code(0).json();
     assert_eq!(status["uuid"].as_str(), Some(uuid.as_str()), "{status}");
 

@@ -1,13 +1,15 @@
 //! End-to-end tests, a file per feature. How they are run: see the crate's own documentation.
+//!
+//! What is in [`kvm`] or [`ns`] holds for that stage1 alone. All else holds for both, and is run once for each.
 
 mod bad_input;
 mod etcd;
-mod guest_faults;
-mod lab;
+mod kvm;
 mod life;
 mod limits;
 mod network;
 mod nginx;
+mod ns;
 mod pods;
 mod redis;
 mod run;

@@ -1,6 +1,5 @@
 //! `podvm run`: what an app gets, and what comes back from it.
 
-use std::fs;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -87,36 +86,6 @@ fn sigterm_stops_the_pod_gracefully_and_the_apps_code_is_returned() {
     pod.wait_for_stdout("up", A_WHILE);
     pod.signal(Signal::SIGTERM);
     pod.wait(A_WHILE).expect_code(5).expect_stdout("bye");
-}
-
-#[test]
-fn the_command_is_the_pods_process_and_nothing_is_below_it() {
-    let host = Host::new();
-    let image = host.image("busybox");
-    let mut pod = host
-        .podvm([
-            "run",
-            "--net=none",
-            &image,
-            "--",
-            "sh",
-            "-c",
-            "trap 'exit 3' TERM; echo up; while :; do sleep 1; done",
-        ])
-        .spawn();
-    pod.wait_for_stdout("up", A_WHILE);
-    let listed = host.podvm(["list", "--output", "json"]).run().json();
-    assert_eq!(listed[0]["pid"].as_i64(), Some(pod.pid().into()), "{listed}");
-    let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", pod.pid())).unwrap();
-    assert_eq!(children, "", "the VMM has child processes");
-    // It sees nothing of the host's files, and has no capability.
-    assert_eq!(fs::read_dir(format!("/proc/{}/root", pod.pid())).unwrap().count(), 0);
-    let status = fs::read_to_string(format!("/proc/{}/status", pod.pid())).unwrap();
-    for line in ["CapEff:\t0000000000000000", "CapPrm:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2"] {
-        assert!(status.contains(line), "{line} is not in\n{status}");
-    }
-    pod.signal(Signal::SIGTERM);
-    pod.wait(A_WHILE).expect_code(3);
 }
 
 #[test]

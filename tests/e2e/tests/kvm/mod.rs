@@ -1,0 +1,5 @@
+//! What only a VM has.
+
+mod guest_faults;
+mod lab;
+mod machine;

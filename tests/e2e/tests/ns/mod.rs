@@ -1,0 +1,3 @@
+//! What only namespaces have.
+
+mod walls;
