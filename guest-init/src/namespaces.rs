@@ -65,5 +65,8 @@ impl Walls for Namespaces {
         ))
     }
 
+    /// What was written is in the host's memory, which outlives the pod. A sync here would be one of the whole host.
+    fn settle(&self) {}
+
     fn leave(&mut self) {}
 }

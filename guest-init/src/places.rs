@@ -93,14 +93,13 @@ impl Places {
         self.scratch.join("shm")
     }
 
-    /// Unmounts everything, so that what was written is on its device. What is still in use is left to the sync after it.
+    /// Unmounts everything that is not in use.
     pub fn unmount(&mut self) {
         while let Some(mount) = self.mounts.pop() {
             if let Err(error) = nix::mount::umount2(&mount, nix::mount::MntFlags::MNT_DETACH) {
                 crate::step::note(format_args!("unmount {}: {error}", mount.display()));
             }
         }
-        nix::unistd::sync();
     }
 
     fn mount_layers(&mut self, walls: &mut dyn Walls, spec: &PodSpec) -> Result<(), StepError> {

@@ -51,6 +51,9 @@ pub trait Walls {
     /// What could not be mounted, or that these walls have no such thing.
     fn mount(&mut self, source: Source<'_>, at: &Path) -> Result<(), StepError>;
 
+    /// Puts on disk what would be lost with the walls.
+    fn settle(&self);
+
     /// The end: nothing is left to do but to leave. In a VM this powers off and does not return.
     fn leave(&mut self);
 }

@@ -319,6 +319,7 @@ impl Supervisor {
     fn finish(&mut self) {
         if let Some(pod) = &mut self.pod {
             pod.clean_up();
+            self.walls.settle();
         }
         let report = match (&self.error, &self.pod) {
             (None, Some(pod)) => pod.report(),

@@ -90,7 +90,7 @@ impl RunningPod {
         }
     }
 
-    /// Unmounts, syncs, and removes the apps' cgroups.
+    /// Unmounts, and removes the apps' cgroups.
     pub fn clean_up(&mut self) {
         self.launched_with.places.unmount();
         for app in &mut self.apps {

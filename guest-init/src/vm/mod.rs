@@ -55,6 +55,10 @@ impl Walls for Vm {
         disk::mount(source, at)
     }
 
+    fn settle(&self) {
+        nix::unistd::sync();
+    }
+
     fn leave(&mut self) {
         power_off()
     }

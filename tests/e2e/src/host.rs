@@ -1,6 +1,7 @@
 //! The host as podvm's user sees it: an installed podvm and a directory for its state.
 
 use std::ffi::{OsStr, OsString};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -65,14 +66,18 @@ impl Host {
     /// The reference of one of the tests' images, imported if it is not yet.
     #[track_caller]
     pub fn image(&self, name: &str) -> String {
+        let layout = layout(name);
+        // Of the layout's content, for the state that tests share outlives one that is made anew.
+        let mut hasher = DefaultHasher::new();
+        std::fs::read(layout.join("index.json")).expect("a layout has an index").hash(&mut hasher);
+        let reference = format!("{name}:{:016x}", hasher.finish());
         let listed = self.podvm(["image", "list", "--output", "json"]).run().expect_code(0);
-        if !listed.stdout.contains(&format!("\"{name}")) {
-            let layout = layout(name);
-            let import =
-                [OsStr::new("image"), OsStr::new("import"), layout.as_os_str(), OsStr::new("--name"), OsStr::new(name)];
-            self.podvm(import).time_limit(Duration::from_secs(300)).run().expect_code(0);
+        if !listed.stdout.contains(&reference) {
+            let words = [OsStr::new("image"), OsStr::new("import"), layout.as_os_str(), OsStr::new("--name")];
+            let import = self.podvm(words).arg(&reference);
+            import.time_limit(Duration::from_secs(300)).run().expect_code(0);
         }
-        name.to_owned()
+        reference
     }
 
     /// The UUIDs of all pods.

@@ -1,4 +1,5 @@
-//! Tests that boot guests: built on the host, run in the lab one by one, in one boot.
+//! Tests that boot guests: built on the host, run in the lab one by one, in one boot. Those that hold for pods behind either
+//! kind of walls are run once for each; for namespaces also on the host itself.
 //!
 //! Every test is a call of its executable, so that each has its own output and time limit and none can take another
 //! one down. A test that brings the machine down costs a new boot and nothing else.
@@ -26,10 +27,38 @@ pub struct Options {
     pub show_output: bool,
 }
 
+/// The package whose tests are run for both stage1s, and the variable that tells them which.
+const BOTH_WALLS: (&str, &str) = ("podvm-e2e/e2e", "PODVM_E2E_STAGE1");
+/// The stage1s. Tests that hold for one alone are in a module of its name.
+const STAGE1S: [&str; 2] = ["kvm", "ns"];
+
 /// One test.
 struct Test<'a> {
     executable: &'a Executable,
     name: String,
+    /// The stage1 it is run for, if it is run for more than one.
+    stage1: Option<&'static str>,
+}
+
+impl Test<'_> {
+    fn label(&self) -> String {
+        let stage1 = self.stage1.map(|stage1| format!(" [{stage1}]")).unwrap_or_default();
+        format!("{}{stage1}: {}", self.executable.name, self.name)
+    }
+}
+
+/// A name, once for each stage1 it is for.
+fn tests<'a>(executable: &'a Executable, name: &str) -> Vec<Test<'a>> {
+    let test = |stage1| Test { executable, name: name.into(), stage1 };
+    if executable.name != BOTH_WALLS.0 {
+        return vec![test(None)];
+    }
+    let alone = STAGE1S.into_iter().find(|stage1| name.split("::").next() == Some(*stage1));
+    STAGE1S
+        .into_iter()
+        .filter(|stage1| alone.is_none_or(|alone| alone == *stage1))
+        .map(|stage1| test(Some(stage1)))
+        .collect()
 }
 
 /// How one test ended.
@@ -46,25 +75,34 @@ pub fn run(options: &Options, tally: &mut Tally) {
         Ok(executables) => executables,
         Err(error) => return tally.fail("build the lab's tests", &format!("{error:#}")),
     };
-    let mut tests = Vec::new();
+    let mut all = Vec::new();
     for executable in &executables {
         match list(executable, options.filter.as_deref(), tally) {
-            Ok(names) => tests.extend(names.into_iter().map(|name| Test { executable, name })),
+            Ok(names) => all.extend(names.iter().flat_map(|name| tests(executable, name))),
             Err(error) => tally.fail(&executable.name, &format!("its tests cannot be listed: {error}")),
         }
     }
-    if tests.is_empty() {
+    if all.is_empty() {
         return;
     }
-    let config = LabConfig { memory_mib: options.memory_mib, ..LabConfig::default() };
-    run_all(&Lab::select(config), &tests, options, tally);
+    let lab = Lab::select(LabConfig { memory_mib: options.memory_mib, ..LabConfig::default() });
+    if matches!(lab, Lab::Emulated(_)) {
+        let behind_namespaces: Vec<&Test> = all.iter().filter(|test| test.stage1 == Some("ns")).collect();
+        if nix::unistd::geteuid().is_root() {
+            run_all(&Lab::Direct, &behind_namespaces, options, tally);
+        } else {
+            tally.skip("pods behind namespaces on this host itself", "not root; they were run in the lab");
+        }
+    }
+    run_all(&lab, &all.iter().collect::<Vec<_>>(), options, tally);
 }
 
-fn run_all(lab: &Lab, tests: &[Test<'_>], options: &Options, tally: &mut Tally) {
+fn run_all(lab: &Lab, tests: &[&Test<'_>], options: &Options, tally: &mut Tally) {
     let mut session = None;
     for test in tests {
         let start = Instant::now();
-        let label = format!("{}: {}", test.executable.name, test.name);
+        let place = if matches!(lab, Lab::Direct) { "on this host: " } else { "" };
+        let label = format!("{place}{}", test.label());
         if session.is_none() {
             match boot(lab) {
                 Ok(booted) => session = Some(booted),
@@ -107,7 +145,7 @@ fn run_all(lab: &Lab, tests: &[Test<'_>], options: &Options, tally: &mut Tally) 
 
 fn boot(lab: &Lab) -> anyhow::Result<Session> {
     let name = match lab {
-        Lab::Direct => "this host's KVM runs guests: no lab is needed",
+        Lab::Direct => "run tests on this host itself",
         Lab::Emulated(_) => "boot the lab",
     };
     step(name, || Ok(lab.session()?))
@@ -120,6 +158,10 @@ fn run_one(session: &mut Session, test: &Test<'_>, options: &Options) -> (Outcom
         .directory(&test.executable.directory)
         .env("CARGO_MANIFEST_DIR", test.executable.directory.display().to_string())
         .time_limit(options.test_limit);
+    let command = match test.stage1 {
+        Some(stage1) => command.env(BOTH_WALLS.1, stage1),
+        None => command,
+    };
     let mut all = Vec::new();
     let ended = session.run(command, &mut |stream, bytes| {
         all.extend_from_slice(bytes);
@@ -168,4 +210,20 @@ fn list(executable: &Executable, filter: Option<&str>, tally: &mut Tally) -> std
     }
     let names = libtest::listed(&all).filter(wanted).filter(|name| !ignored.contains(name));
     Ok(names.map(str::to_owned).collect())
+}
+
+#[cfg(test)]
+mod unit_tests {
+    use super::*;
+
+    #[test]
+    fn a_test_is_run_for_each_stage1_it_is_for() {
+        let executable =
+            |name: &str| Executable { name: name.into(), path: "/t".into(), directory: "/".into(), in_lab: true };
+        let (both, other) = (executable(BOTH_WALLS.0), executable("podvm-vmm/lab_machine"));
+        let labels = |executable, name| tests(executable, name).iter().map(Test::label).collect::<Vec<_>>();
+        assert_eq!(labels(&both, "run::x"), ["podvm-e2e/e2e [kvm]: run::x", "podvm-e2e/e2e [ns]: run::x"]);
+        assert_eq!(labels(&both, "ns::walls::x"), ["podvm-e2e/e2e [ns]: ns::walls::x"]);
+        assert_eq!(labels(&other, "x"), ["podvm-vmm/lab_machine: x"]);
+    }
 }
