@@ -48,6 +48,13 @@ impl Walls for Namespaces {
         self.cgroup_root.as_deref()
     }
 
+    fn has_mapped_users(&self) -> bool {
+        /// The map of a process in the host's own user namespace.
+        const WHOLE: [&str; 3] = ["0", "0", "4294967295"];
+        let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+        !map.split_whitespace().eq(WHOLE)
+    }
+
     fn configure_network(&mut self, network: &NetworkSpec) -> Result<(), StepError> {
         match network.interfaces.first() {
             None => Ok(()),

@@ -39,6 +39,9 @@ pub trait Walls {
     /// Where the pod's cgroup is to be found, if there may be one.
     fn cgroup_root(&self) -> Option<&Path>;
 
+    /// Whether the pod's users are others at the host (user_namespaces(7)).
+    fn has_mapped_users(&self) -> bool;
+
     /// Sets the network up as the pod is to see it.
     ///
     /// # Errors

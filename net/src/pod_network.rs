@@ -5,7 +5,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd;
 
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
 use podvm_pod::manifest::NetworkMode;
 use podvm_pod::protocol::{DnsSpec, InterfaceSpec, NetworkSpec};
 use uuid::Uuid;
@@ -116,7 +116,8 @@ pub(crate) fn host_link_name(pod: Uuid) -> String {
 }
 
 impl PodNetwork {
-    /// Makes a pod's network and moves the calling thread into the pod's network namespace.
+    /// Makes a pod's network and moves the calling thread into the pod's network namespace, a new one unless
+    /// the request has one.
     ///
     /// To be called by the process that becomes the pod, as root in the host's network namespace, before it has other threads
     /// (they would stay in the host's). On return, with [`NetworkMode::Default`], the pod's `eth0` is up, and the pod's rules
@@ -135,7 +136,7 @@ impl PodNetwork {
             }
             NetworkMode::None => {
                 port::check_without_network(&request.ports, false)?;
-                enter_new_namespace()?;
+                enter_namespace(request)?;
                 let mut batch = Batch::default();
                 link::push_up(&mut batch, LOOPBACK_INDEX, None);
                 Socket::route()?.transact(batch)?;
@@ -215,8 +216,16 @@ impl PodNetwork {
     }
 }
 
-fn enter_new_namespace() -> Result<File, CreateError> {
-    unshare(CloneFlags::CLONE_NEWNET).map_err(|errno| CreateError::Namespace(errno.into()))?;
+/// Enters the pod's network namespace.
+fn enter_namespace(request: &NetworkRequest) -> Result<File, CreateError> {
+    let entered = match &request.namespace {
+        Some(namespace) => setns(namespace, CloneFlags::CLONE_NEWNET),
+        None => unshare(CloneFlags::CLONE_NEWNET),
+    };
+    entered.map_err(|errno| CreateError::Namespace(errno.into()))?;
+    if request.endpoint == Endpoint::Namespace {
+        sysctl::free_pod_network();
+    }
     File::open("/proc/thread-self/ns/net").map_err(CreateError::Namespace)
 }
 
@@ -233,7 +242,7 @@ fn connect(request: &NetworkRequest, place: &Place, forwards: &[Forward], table:
     // Without the kernel's nf_conntrack_netlink, old flows go astray until their peers pause for half a minute.
     let _ = forget_udp_flows(&rules, forwards);
 
-    let namespace = enter_new_namespace()?;
+    let namespace = enter_namespace(request)?;
     if place.ipv6.is_some() {
         sysctl::prepare_pod_ipv6(request.endpoint == Endpoint::Vm)?;
     }

@@ -1,5 +1,7 @@
 //! What a pod's network is made from.
 
+use std::os::fd::OwnedFd;
+
 use podvm_pod::manifest::{NetworkMode, PublishedPort};
 use podvm_pod::protocol::DnsSpec;
 use serde::{Deserialize, Serialize};
@@ -46,7 +48,7 @@ pub enum Endpoint {
 }
 
 /// A pod's wish for a network.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct NetworkRequest {
     /// The pod.
     pub pod: Uuid,
@@ -60,6 +62,8 @@ pub struct NetworkRequest {
     pub config: NetworkConfig,
     /// Name service instead of the host's.
     pub dns: Option<DnsSpec>,
+    /// A network namespace that is the pod's already; a new one is made otherwise.
+    pub namespace: Option<OwnedFd>,
 }
 
 impl NetworkRequest {
@@ -72,6 +76,7 @@ impl NetworkRequest {
             ports: Vec::new(),
             config: NetworkConfig::default(),
             dns: None,
+            namespace: None,
         }
     }
 }

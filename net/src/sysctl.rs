@@ -57,6 +57,14 @@ fn keep_router_advertisements() -> Result<(), SysctlError> {
     Ok(())
 }
 
+/// Lets every user of the pod's namespace open low ports and ping, as under docker: it is the pod's own network. Neither takes
+/// part in making the network, so a kernel that refuses is let be.
+pub(crate) fn free_pod_network() {
+    let _ = write("ipv4/ip_unprivileged_port_start", "0");
+    // A user namespace maps fewer groups.
+    let _ = write("ipv4/ping_group_range", "0 2147483647").or_else(|_| write("ipv4/ping_group_range", "0 65535"));
+}
+
 /// Prepares the pod's namespace for its interface, which takes these settings over when it is created. A VM's interface speaks
 /// no IPv6 itself, so that nothing but the VM answers; others skip the wait for duplicate addresses.
 pub(crate) fn prepare_pod_ipv6(for_vm: bool) -> Result<(), SysctlError> {

@@ -163,6 +163,11 @@ impl PodsRoot {
         self.root.join("leases")
     }
 
+    /// The folder of leases of user IDs.
+    pub fn users(&self) -> PathBuf {
+        self.root.join("users")
+    }
+
     /// Writes down a new pod, whole and locked by this process.
     ///
     /// # Errors
@@ -558,6 +563,7 @@ mod tests {
             volumes: Vec::new(),
             ports: Vec::new(),
             network: NetworkMode::None,
+            private_users: false,
             resources: PodResources { memory: ByteSize::mib(64), cpus: 1, disk: ByteSize::mib(64) },
         }
     }

@@ -82,6 +82,9 @@ pub fn run(args: &GcArgs, config: &Config) -> Result<u8> {
             Err(error) => complain(error.to_string()),
         }
     }
+    if let Err(error) = podvm_stage1_ns::users::sweep(&pods) {
+        complain(format!("leases of user IDs: {error}"));
+    }
     if config.images().is_dir() {
         match Store::open(config.images()).and_then(|store| store.gc(&|| uses(&pods))) {
             Ok(report) => {
@@ -153,6 +156,7 @@ mod tests {
             volumes: Vec::new(),
             ports: Vec::new(),
             network: NetworkMode::None,
+            private_users: false,
             resources: PodResources { memory: ByteSize::mib(64), cpus: 1, disk: ByteSize::mib(64) },
         }
     }

@@ -12,6 +12,7 @@ use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
+use nix::unistd::Pid;
 use podvm_pod::manifest::{App, Isolators};
 use podvm_pod::{PodDir, PodManifest};
 
@@ -69,6 +70,21 @@ impl PodCgroup {
                 Err(error) => return Err(at(&path)(error)),
             }
         }
+    }
+
+    /// Moves the pod's first process into it, and lets `owner`, the pod's root at the host, divide it up.
+    ///
+    /// # Errors
+    /// [`CgroupError`].
+    pub fn delegate(&self, first: Pid, owner: u32) -> Result<(), CgroupError> {
+        let procs = self.path.join("cgroup.procs");
+        fs::write(&procs, first.to_string()).map_err(at(&procs))?;
+        // Those of cgroup-v2.rst, "Delegation Containment"; cgroup.type's reader needs no right.
+        for file in ["", "cgroup.procs", "cgroup.threads", "cgroup.subtree_control"] {
+            let path = self.path.join(file);
+            std::os::unix::fs::chown(&path, Some(owner), Some(owner)).map_err(at(&path))?;
+        }
+        Ok(())
     }
 
     /// Where it is.

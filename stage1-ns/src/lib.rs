@@ -2,10 +2,12 @@
 //!
 //! | module | subject |
 //! |---|---|
-//! | [`walls`] | the supervisor's process: its namespaces, and what it is told when it cannot start |
-//! | [`inside`] | what that process does before it is the supervisor: the pod's own filesystem tree |
-//! | [`layer`] | EROFS images as mounts |
-//! | [`loop_device`] | files as block devices |
+//! | [`walls`] | the supervisor's process and its namespaces |
+//! | [`users`] | the range of the host's user IDs that the pod's are |
+//! | [`tree`] | what the pod's filesystem tree is made of |
+//! | [`handover`] | how it gets into the namespaces |
+//! | [`inside`] | what the process there does before it is the supervisor |
+//! | [`mount`], [`loop_device`] | mounts that are in no place yet; files as block devices |
 //! | [`cgroup`] | where the pod's cgroup goes, and what is left of it |
 //! | [`spec`] | what the supervisor is told |
 //!
@@ -15,30 +17,38 @@
 //! [`undo`].
 
 pub mod cgroup;
+pub mod handover;
 pub mod inside;
-pub mod layer;
 pub mod loop_device;
+pub mod mount;
 pub mod spec;
+pub mod tree;
+pub mod users;
 pub mod walls;
 
 use std::net::IpAddr;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use caps::{CapSet, Capability};
 use podvm_net::{Endpoint, LeaseDir, NetworkConfig, NetworkRequest, PodNetwork};
 use podvm_pod::client::SupervisorClient;
 use podvm_pod::console::Signals;
 use podvm_pod::directory::{DirectoryError, PreparedPod, RunningPod};
+use podvm_pod::manifest::NetworkMode;
 use podvm_pod::runner::{PodIo, Runner};
 use podvm_pod::status::PodReport;
-use podvm_pod::writable::WritableError;
-use podvm_pod::{PodsRoot, Stage1, Stage1Kind};
+use podvm_pod::writable::{self, WritableError};
+use podvm_pod::{PodManifest, PodsRoot, Stage1, Stage1Kind};
 
 pub use cgroup::undo;
 
 use crate::cgroup::{CgroupError, PodCgroup};
-use crate::inside::Tree;
-use crate::walls::{Walls, WallsError};
+use crate::tree::TreeError;
+use crate::users::{UserRange, UsersError};
+use crate::walls::{Supervisor, Walls, WallsError};
 
 /// Why a pod could not be started behind namespaces.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +68,12 @@ pub enum NsError {
     /// The pod's cgroup.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
+    /// The pod's users.
+    #[error(transparent)]
+    Users(#[from] UsersError),
+    /// What the pod's filesystem tree is made of.
+    #[error(transparent)]
+    Tree(#[from] TreeError),
     /// The walls themselves.
     #[error(transparent)]
     Walls(#[from] WallsError),
@@ -92,38 +108,73 @@ impl Stage1 for NsStage1 {
     fn run(&self, pod: PreparedPod) -> Result<PodReport, NsError> {
         let pod = pod.start(Stage1Kind::Ns)?;
         let signals = Signals::block().map_err(NsError::Signals)?;
-        let leases = LeaseDir::open(PodsRoot::new(&self.root).leases())?;
-        let network = self.connect(&pod, &leases)?;
-        let cgroup = PodCgroup::make(pod.dir())?;
-        let tree = Tree::of_pod(self, &pod, cgroup.as_ref())?;
-        let walls = Walls::build(&tree, &pod)?;
+        let pods = PodsRoot::new(&self.root);
+        let leases = LeaseDir::open(pods.leases())?;
+        let Standing { supervisor, primary, network, users, cgroup } = self.build(&pod, &pods, &leases)?;
         keep_only_network_privileges()?;
 
-        let spec = spec::pod_spec(pod.manifest(), network.spec());
         let runner = Runner {
             pod: &pod,
-            primary: walls.primary,
+            primary,
             supervisor: SupervisorClient::of_pod(pod.dir()),
             io: self.io.clone(),
             signals,
             addresses: addresses(&network),
-            walls: Some(walls.supervisor.watch()),
+            walls: Some(supervisor.watch()),
         };
-        let report = runner.run(spec);
-        walls.supervisor.end();
+        let report = runner.run(spec::pod_spec(pod.manifest(), network.spec()));
+        supervisor.end();
         network.end(&leases);
+        if let Some(users) = users {
+            users.release(&pods);
+        }
         drop(cgroup);
         Ok(report)
     }
 }
 
+/// Walls that stand, and what the pod holds of the host.
+struct Standing {
+    supervisor: Arc<Supervisor>,
+    primary: UnixStream,
+    network: PodNetwork,
+    users: Option<UserRange>,
+    cgroup: Option<PodCgroup>,
+}
+
 impl NsStage1 {
-    fn connect(&self, pod: &RunningPod, leases: &LeaseDir) -> Result<PodNetwork, NsError> {
+    fn build(&self, pod: &RunningPod, pods: &PodsRoot, leases: &LeaseDir) -> Result<Standing, NsError> {
         let manifest = pod.manifest();
+        let disk = pod.dir().path().join("writable.img");
+        writable::create(&disk, manifest.resources.disk, &self.root.join("templates"))?;
+        let users = manifest.private_users.then(|| UserRange::lease(pods, manifest.uuid)).transpose()?;
+        let walls = Walls::build(&self.supervisor, pod)?;
+        let mut user_namespace = None;
+        if let Some(range) = users {
+            range.map(walls.process())?;
+            user_namespace = Some(walls.namespace("user")?);
+        }
+        let network = self.connect(manifest, &walls, leases)?;
+        let cgroup = PodCgroup::make(pod.dir())?;
+        if let (Some(cgroup), Some(range)) = (&cgroup, users) {
+            cgroup.delegate(walls.process(), range.first)?;
+        }
+        let users_fd = user_namespace.as_ref().map(AsFd::as_fd);
+        let parts = tree::parts(manifest, &disk, cgroup.as_ref().map(PodCgroup::path), users_fd)?;
+        let (supervisor, primary) = walls.complete(&parts)?;
+        Ok(Standing { supervisor, primary, network, users, cgroup })
+    }
+
+    fn connect(&self, manifest: &PodManifest, walls: &Walls, leases: &LeaseDir) -> Result<PodNetwork, NsError> {
+        let namespace = match manifest.network {
+            NetworkMode::Host => None,
+            NetworkMode::None | NetworkMode::Default => Some(walls.namespace("net")?),
+        };
         let request = NetworkRequest {
             mode: manifest.network.clone(),
             ports: manifest.ports.clone(),
             config: self.network.clone(),
+            namespace,
             ..NetworkRequest::new(manifest.uuid, Endpoint::Namespace)
         };
         Ok(PodNetwork::create(&request, leases)?)

@@ -1,23 +1,24 @@
 //! The supervisor's process: made in the pod's namespaces, watched, ended.
 
-use std::fs::File;
-use std::io::{self, Read, Write};
+use std::fs::{File, OpenOptions};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use podvm_pod::directory::RunningPod;
 use podvm_pod::exit;
+use podvm_pod::manifest::NetworkMode;
 use podvm_pod::runner;
 use podvm_pod::status::PodReport;
 
-use crate::inside::{Inherited, Tree};
-
-/// Longest text of why the supervisor could not start.
-const MAX_FAILURE_BYTES: u64 = 4096;
+use crate::handover::{Handover, Part};
+use crate::inside::{Inherited, Inside};
+use crate::mount::{MountAttrFlags, bind, restrict};
 
 /// Why the walls do not stand.
 #[derive(Debug, thiserror::Error)]
@@ -25,68 +26,113 @@ pub enum WallsError {
     /// A namespace was refused.
     #[error("the pod's namespaces cannot be made: {0}; run as root, and see `podvm doctor`")]
     Namespaces(#[source] io::Error),
+    /// The supervisor's program is not there.
+    #[error("the supervisor {path} cannot be opened: {source}; install podvm with its files", path = .path.display())]
+    Supervisor {
+        /// Its path.
+        path: std::path::PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// A step inside them failed.
     #[error("the pod's walls cannot be built: {0}")]
     Inside(String),
-    /// A socket, pipe or file of the pod directory.
+    /// A socket or file of the pod directory.
     #[error("the pod's sockets and files cannot be made: {0}")]
-    Io(#[source] io::Error),
+    Io(#[from] io::Error),
 }
 
-/// Walls that stand, with a supervisor coming up inside.
+/// Namespaces that stand, with a process in them that waits for the parts of the pod's tree.
 pub struct Walls {
-    /// This end of the primary connection.
-    pub primary: UnixStream,
-    /// The supervisor.
-    pub supervisor: Arc<Supervisor>,
+    supervisor: Supervisor,
+    handover: Handover,
+    primary: UnixStream,
 }
 
 impl Walls {
-    /// Makes the namespaces and starts the supervisor in them.
+    /// Makes the namespaces; a network namespace unless the pod shares the host's, and a user namespace if it has users of its
+    /// own.
     ///
     /// # Errors
     /// [`WallsError`]; nothing is left then.
-    pub fn build(tree: &Tree, pod: &RunningPod) -> Result<Self, WallsError> {
-        let listener = UnixListener::bind(pod.dir().supervisor_socket()).map_err(WallsError::Io)?;
-        let (primary, inner) = UnixStream::pair().map_err(WallsError::Io)?;
-        let (failure, failed) =
-            nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(|e| WallsError::Io(e.into()))?;
-        let inherited = Inherited { primary: inner.as_fd(), listener: listener.as_fd(), lock: pod.lock_fd() };
-        let namespaces = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWUTS | libc::CLONE_NEWIPC;
+    pub fn build(program: &Path, pod: &RunningPod) -> Result<Self, WallsError> {
+        let listener = UnixListener::bind(pod.dir().supervisor_socket())?;
+        let (primary, inner) = UnixStream::pair()?;
+        let (handover, taker) = Handover::pair()?;
+        let notes = pod.dir().path().join("console.log");
+        let notes = OpenOptions::new().append(true).create(true).mode(0o600).open(notes)?;
+        let program = read_only(program).map_err(|source| WallsError::Supervisor { path: program.into(), source })?;
+        let manifest = pod.manifest();
+        let inherited = Inherited {
+            program: program.as_fd(),
+            notes: notes.as_fd(),
+            primary: inner.as_fd(),
+            listener: listener.as_fd(),
+            lock: pod.lock_fd(),
+        };
         // SAFETY: the stage1 is called in a process of one thread.
-        match unsafe { clone_process(namespaces) }.map_err(WallsError::Namespaces)? {
-            None => become_supervisor(tree, inherited, failed),
-            Some((pid, pidfd)) => {
-                drop(failed);
-                let supervisor = Supervisor { pid, pidfd, is_reaped: Mutex::new(false) };
-                match read_failure(failure) {
-                    None => Ok(Self { primary, supervisor: Arc::new(supervisor) }),
-                    Some(message) => {
-                        supervisor.end();
-                        Err(WallsError::Inside(message))
-                    }
-                }
+        match unsafe { clone_process(namespaces(&manifest.network, manifest.private_users)) }
+            .map_err(WallsError::Namespaces)?
+        {
+            None => {
+                drop(handover);
+                Inside { inherited, handover: taker, has_users: manifest.private_users }.enter();
+                // SAFETY: ends the process without running anything of the process it was cloned from.
+                unsafe { libc::_exit(exit::PODVM_ERROR.into()) }
             }
+            Some((pid, pidfd)) => {
+                let supervisor = Supervisor { pid, pidfd, is_reaped: Mutex::new(false) };
+                Ok(Self { supervisor, handover, primary })
+            }
+        }
+    }
+
+    /// The process that will be the supervisor.
+    pub fn process(&self) -> Pid {
+        self.supervisor.pid
+    }
+
+    /// One of its namespaces, by its name in `/proc/PID/ns`.
+    ///
+    /// # Errors
+    /// [`WallsError::Io`].
+    pub fn namespace(&self, name: &str) -> Result<OwnedFd, WallsError> {
+        Ok(File::open(format!("/proc/{}/ns/{name}", self.supervisor.pid))?.into())
+    }
+
+    /// Hands over the parts of the pod's tree and waits until the supervisor is executed. Returns this end of its primary
+    /// connection, too.
+    ///
+    /// # Errors
+    /// [`WallsError`]; nothing is left then.
+    pub fn complete(self, parts: &[Part]) -> Result<(Arc<Supervisor>, UnixStream), WallsError> {
+        let Self { supervisor, handover, primary } = self;
+        // What is wrong inside is told by the process there, and better.
+        let given = parts.iter().try_for_each(|part| handover.give(part)).and_then(|()| handover.complete());
+        match (handover.failure(), given) {
+            (Some(failure), _) => Err(WallsError::Inside(failure)),
+            (None, Err(error)) => Err(error.into()),
+            (None, Ok(())) => Ok((Arc::new(supervisor), primary)),
         }
     }
 }
 
-/// What the process says before it is the supervisor; nothing when it is.
-fn read_failure(pipe: OwnedFd) -> Option<String> {
-    let mut bytes = Vec::new();
-    let _ = File::from(pipe).take(MAX_FAILURE_BYTES).read_to_end(&mut bytes);
-    if bytes.is_empty() { None } else { Some(String::from_utf8_lossy(&bytes).into_owned()) }
+fn namespaces(network: &NetworkMode, private_users: bool) -> libc::c_int {
+    let mut flags = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWUTS | libc::CLONE_NEWIPC;
+    if *network != NetworkMode::Host {
+        flags |= libc::CLONE_NEWNET;
+    }
+    if private_users {
+        flags |= libc::CLONE_NEWUSER;
+    }
+    flags
 }
 
-fn become_supervisor(tree: &Tree, inherited: Inherited<'_>, failed: OwnedFd) -> ! {
-    let prepared = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).and_then(|()| nix::unistd::setsid());
-    let failure = match prepared {
-        Ok(_) => tree.enter(inherited),
-        Err(errno) => format!("cannot be bound to the pod's process: {errno}"),
-    };
-    let _ = File::from(failed).write_all(failure.as_bytes());
-    // SAFETY: ends the process without running anything of the process it was cloned from.
-    unsafe { libc::_exit(exit::PODVM_ERROR.into()) }
+/// The program on a read-only mount of its own: an app that gets hold of `/proc/PID/exe` cannot write to the host's file.
+fn read_only(program: &Path) -> io::Result<OwnedFd> {
+    let program = bind(program, false)?;
+    restrict(program.as_fd(), MountAttrFlags::MOUNT_ATTR_RDONLY | MountAttrFlags::MOUNT_ATTR_NOSUID)?;
+    Ok(program)
 }
 
 /// Makes a process as fork(2) does, with `CLONE_*` flags (clone3(2)). Returns nothing in the new process.
@@ -110,7 +156,7 @@ unsafe fn clone_process(flags: libc::c_int) -> io::Result<Option<(Pid, OwnedFd)>
     }
 }
 
-/// The pod's supervisor, as its parent sees it.
+/// The pod's supervisor, as its parent sees it. Dropped, it is ended.
 #[derive(Debug)]
 pub struct Supervisor {
     pid: Pid,
@@ -129,10 +175,8 @@ impl Supervisor {
                 Some(WaitStatus::Exited(_, code)) => format!("exited with {code}"),
                 _ => "ended".into(),
             };
-            PodReport::failure(
-                exit::NO_REPORT,
-                format!("the pod's supervisor {ended} before it reported the pod's end"),
-            )
+            let message = format!("the pod's supervisor {ended} before it reported the pod's end");
+            PodReport::failure(exit::NO_REPORT, message)
         })
     }
 
@@ -167,5 +211,11 @@ impl Supervisor {
         }
         *is_reaped = true;
         waitpid(self.pid, Some(WaitPidFlag::__WALL)).ok()
+    }
+}
+
+impl Drop for Supervisor {
+    fn drop(&mut self) {
+        self.end();
     }
 }

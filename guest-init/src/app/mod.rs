@@ -53,6 +53,8 @@ pub struct Pod {
     pub places: Places,
     /// Whether apps have cgroups.
     pub cgroups: bool,
+    /// Whether the pod's users are others at the host (user_namespaces(7)).
+    pub has_mapped_users: bool,
 }
 
 /// What a process is for.

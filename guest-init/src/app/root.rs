@@ -32,7 +32,9 @@ pub fn assemble(pod: &Pod, index: usize) -> Result<Root, StepError> {
     // (500) fit into one page.
     let layers: Vec<&str> = pod.places.layers_of(index).iter().rev().map(String::as_str).collect();
     let upper = format!("../writable/apps/{name}");
-    let options = format!("lowerdir={},upperdir={upper}/upper,workdir={upper}/work", layers.join(":"));
+    // The attributes that overlayfs usually keeps its marks in are not for the root of a user namespace to see.
+    let marks = if pod.has_mapped_users { ",userxattr" } else { "" };
+    let options = format!("lowerdir={},upperdir={upper}/upper,workdir={upper}/work{marks}", layers.join(":"));
     nix::unistd::chdir(&pod.places.layers()).step(|| "enter the directory of the layers")?;
     mount_with_text("overlay", &at, &options).step(|| format!("mount an overlay of {} layers", layers.len()))?;
     Root::open(&at).step(|| format!("open {}", at.display()))

@@ -59,7 +59,7 @@ const READ_ONLY: [&str; 6] = ["/proc/asound", "/proc/bus", "/proc/fs", "/proc/ir
 /// What could not be mounted.
 pub fn mount(root: &Root, shm: &Path, cgroups: bool) -> Result<(), StepError> {
     mount_at(root, "/proc", "proc", &[], NOSUID | NODEV | NOEXEC)?;
-    mount_at(root, "/sys", "sysfs", &[], NOSUID | NODEV | NOEXEC | RDONLY)?;
+    mount_sysfs(root)?;
     if cgroups {
         mount_at(root, "/sys/fs/cgroup", "cgroup2", &[], NOSUID | NODEV | NOEXEC | RDONLY)?;
     }
@@ -116,6 +116,22 @@ fn make_devices(root: &Root, dev: BorrowedFd<'_>) -> Result<(), StepError> {
         mkdirat(dev, name, Mode::from_raw_mode(0o755)).step(|| format!("make /dev/{name}"))?;
     }
     Ok(())
+}
+
+fn mount_sysfs(root: &Root) -> Result<(), StepError> {
+    match mount_at(root, "/sys", "sysfs", &[], NOSUID | NODEV | NOEXEC | RDONLY) {
+        // That of another user namespace's network cannot be mounted anew, but the supervisor's own can be shown.
+        Err(error) if error.errno() == Some(libc::EPERM) => {
+            let show = || -> io::Result<()> {
+                let place = root.directory(Path::new("/sys"))?;
+                let mount = Detached::bind_path(Path::new("/sys"), true)?;
+                mount.restrict(NOSUID | NODEV | NOEXEC | RDONLY, true)?;
+                mount.attach(place.fd.as_fd()).map(drop)
+            };
+            show().step(|| "show /sys")
+        }
+        other => other,
+    }
 }
 
 fn mount_terminals(root: &Root) -> Result<(), StepError> {

@@ -125,7 +125,8 @@ impl Supervisor {
             let (name, stop_signal) = (app.name.clone(), app.stop_signal);
             apps.push(RunningApp { name, state: AppState::Waiting, process: None, cgroup, stop_signal });
         }
-        let launched_with = Pod { spec, places, cgroups: cgroups.is_some() };
+        let has_mapped_users = self.walls.has_mapped_users();
+        let launched_with = Pod { spec, places, cgroups: cgroups.is_some(), has_mapped_users };
         let (released, ready, failed, stopping, kill_at) = (false, false, None, false, None);
         self.pod = Some(RunningPod { launched_with, apps, released, ready, failed, stopping, kill_at });
         self.launch_apps();

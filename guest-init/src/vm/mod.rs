@@ -47,6 +47,10 @@ impl Walls for Vm {
         Some(Path::new(CGROUP_ROOT))
     }
 
+    fn has_mapped_users(&self) -> bool {
+        false
+    }
+
     fn configure_network(&mut self, network: &NetworkSpec) -> Result<(), StepError> {
         network::configure(network)
     }

@@ -23,8 +23,9 @@ const ONLINK: u32 = 4;
 pub fn configure(network: &NetworkSpec) -> Result<(), StepError> {
     let mut netlink = Netlink::open().step(|| "open a netlink socket")?;
     netlink.change(link_up(LOOPBACK)).step(|| "bring loopback up")?;
-    // Anybody may ping, as under podman and docker; without it ping would need a capability.
+    // Anybody may ping and serve at low ports, as under docker; without it these would need a capability.
     set_sysctl("ipv4/ping_group_range", "0 2147483647");
+    set_sysctl("ipv4/ip_unprivileged_port_start", "0");
     network.interfaces.iter().try_for_each(|interface| set_up(&mut netlink, interface))
 }
 

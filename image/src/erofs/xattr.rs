@@ -19,8 +19,9 @@ const PREFIXES: [(&[u8], u8); 5] = [
     (b"security.", 6),
 ];
 
-/// The attribute by which overlayfs knows that a directory hides those of its name below.
-const OPAQUE: (u8, &[u8]) = (4, b"overlay.opaque");
+/// The attributes by which overlayfs knows that a directory hides those of its name below: `trusted.overlay.opaque`, and
+/// `user.overlay.opaque` where it is mounted in a user namespace, whose root may not see the first.
+const OPAQUE: ([u8; 2], &[u8]) = ([4, 1], b"overlay.opaque");
 
 /// The attributes of one inode.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -68,7 +69,9 @@ impl Xattrs {
 
     /// Marks a directory as hiding those of its name in the layers below.
     pub fn set_opaque(&mut self) {
-        self.0.insert((OPAQUE.0, OPAQUE.1.into()), Box::from(*b"y"));
+        for index in OPAQUE.0 {
+            self.0.insert((index, OPAQUE.1.into()), Box::from(*b"y"));
+        }
     }
 
     /// Bytes of all attributes with their header; zero when there are none.

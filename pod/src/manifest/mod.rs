@@ -45,6 +45,9 @@ pub struct PodManifest {
     /// Which network the pod is part of.
     #[serde(default)]
     pub network: NetworkMode,
+    /// Whether the pod's users are, at the host, others than the host's own. In a VM they are anyway.
+    #[serde(default)]
+    pub private_users: bool,
     /// What the pod as a whole may use.
     pub resources: PodResources,
 }

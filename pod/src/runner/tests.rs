@@ -53,6 +53,7 @@ fn manifest() -> PodManifest {
         volumes: Vec::new(),
         ports: Vec::new(),
         network: NetworkMode::None,
+        private_users: false,
         resources: PodResources { memory: ByteSize::mib(64), cpus: 1, disk: ByteSize::mib(64) },
     }
 }

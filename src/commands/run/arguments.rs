@@ -57,6 +57,9 @@ pub struct RunArgs {
         num_args = 0..=1, require_equals = true, default_missing_value = "default"
     )]
     pub private_net: Option<NetChoice>,
+    /// Give the pod users of its own: its root, and all others, are at the host users that nobody else is
+    #[arg(long, help_heading = POD)]
+    pub private_users: bool,
     /// Hostname [default: podvm-UUID]
     #[arg(long, value_name = "NAME", help_heading = POD)]
     pub hostname: Option<String>,

@@ -88,7 +88,8 @@ pub fn assemble(
     check_interactive(args, &apps)?;
     let resources = resources(&apps, args.disk, host, stage1)?;
     let created = Timestamp::now().seconds();
-    Ok(PodManifest { version: MANIFEST_VERSION, uuid, created, hostname, apps, volumes, ports, network, resources })
+    let (version, private_users) = (MANIFEST_VERSION, args.private_users);
+    Ok(PodManifest { version, uuid, created, hostname, apps, volumes, ports, network, private_users, resources })
 }
 
 fn app_names(args: &RunArgs, images: &[ImageSettings]) -> Result<Vec<AppName>, PrepareError> {

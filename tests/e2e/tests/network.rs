@@ -21,6 +21,15 @@ fn none_is_only_loopback() {
 }
 
 #[test]
+fn any_user_of_the_pod_may_serve_at_a_low_port() {
+    let host = Host::new();
+    let image = host.image("busybox");
+    let script = "echo here > /tmp/index.html; httpd -p 80 -h /tmp && wget -q -O - http://127.0.0.1/";
+    let words = ["run", "--rm", "--net=none", &image, "--user", "1000:1000", "--", "sh", "-c", script];
+    assert_eq!(host.podvm(words).run().expect_code(0).stdout, "here\n");
+}
+
+#[test]
 fn a_pod_reaches_the_host_and_leaves_nothing_behind() {
     let host = Host::new();
     let image = host.image("busybox");

@@ -1,3 +1,4 @@
 //! What only namespaces have.
 
+mod users;
 mod walls;

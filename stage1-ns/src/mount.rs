@@ -1,0 +1,130 @@
+//! Mounts that are in no place yet: filesystems, and other mounts of what is there (fsopen(2), open_tree(2)). Nobody else sees
+//! them, and the kernel undoes one when the last descriptor of it is closed.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::CWD;
+use rustix::io::Errno;
+pub use rustix::mount::MountAttrFlags;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string,
+    fsmount, fsopen, move_mount, open_tree,
+};
+
+use crate::loop_device::LoopDevice;
+
+/// Whether this host's kernel mounts EROFS; a module that can be loaded is.
+pub fn host_mounts_erofs() -> bool {
+    fsopen("erofs", FsOpenFlags::FSOPEN_CLOEXEC).is_ok()
+}
+
+/// A layer: an EROFS image from its file, or, before Linux 6.12, from a loop device; or a directory as it is.
+///
+/// # Errors
+/// Those of fsopen(2), fsconfig(2) and fsmount(2), of loop devices, or of open_tree(2).
+pub fn layer(path: &Path) -> io::Result<OwnedFd> {
+    if path.is_dir() {
+        return bind(path, false);
+    }
+    match from_source("erofs", path, true) {
+        // This kernel wants a block device.
+        Err(Errno::NOTBLK) => looped("erofs", path, true),
+        other => Ok(other?),
+    }
+}
+
+/// A file with a filesystem, through a loop device.
+///
+/// # Errors
+/// Those of the file, the loop device, and the mount.
+pub fn looped(filesystem: &str, path: &Path, read_only: bool) -> io::Result<OwnedFd> {
+    let file = File::options().read(true).write(!read_only).open(path)?;
+    let device = LoopDevice::attach(&file, read_only)?;
+    Ok(from_source(filesystem, &device.path, read_only)?)
+}
+
+fn from_source(filesystem: &str, source: &Path, read_only: bool) -> Result<OwnedFd, Errno> {
+    let context = fsopen(filesystem, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_set_string(&context, "source", source)?;
+    let mut attributes = MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOATIME;
+    if read_only {
+        fsconfig_set_flag(&context, "ro")?;
+        attributes |= MountAttrFlags::MOUNT_ATTR_RDONLY;
+    }
+    fsconfig_create(&context)?;
+    fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+}
+
+/// A filesystem without a source, in which there are neither programs nor devices.
+///
+/// # Errors
+/// Those of fsopen(2), fsconfig(2) and fsmount(2).
+pub fn virtual_filesystem(name: &str, options: &[(&str, &str)]) -> io::Result<OwnedFd> {
+    let context = fsopen(name, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    for (key, value) in options {
+        fsconfig_set_string(&context, *key, *value)?;
+    }
+    fsconfig_create(&context)?;
+    let attributes =
+        MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    Ok(fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?)
+}
+
+/// Another mount of a directory or file, with everything mounted below it if `recursive`.
+///
+/// # Errors
+/// Those of open_tree(2).
+pub fn bind(source: &Path, recursive: bool) -> io::Result<OwnedFd> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    if recursive {
+        flags |= OpenTreeFlags::AT_RECURSIVE;
+    }
+    Ok(open_tree(CWD, source, flags)?)
+}
+
+/// Adds attributes to a mount and all below it.
+///
+/// # Errors
+/// Those of mount_setattr(2).
+pub fn restrict(mount: BorrowedFd<'_>, attributes: MountAttrFlags) -> io::Result<()> {
+    set_attributes(mount, attributes.bits().into(), None)
+}
+
+/// Shows the files of a mount as those of the users that `users`, a user namespace, maps their owners to.
+///
+/// # Errors
+/// Those of mount_setattr(2); an invalid argument when the filesystem cannot do this.
+pub fn map_owners(mount: BorrowedFd<'_>, users: BorrowedFd<'_>) -> io::Result<()> {
+    set_attributes(mount, libc::MOUNT_ATTR_IDMAP, Some(users))
+}
+
+fn set_attributes(mount: BorrowedFd<'_>, attributes: u64, users: Option<BorrowedFd<'_>>) -> io::Result<()> {
+    // SAFETY: all zeroes are a valid mount_attr.
+    let mut attr: libc::mount_attr = unsafe { std::mem::zeroed() };
+    attr.attr_set = attributes;
+    attr.userns_fd = users.map_or(0, |users| users.as_raw_fd() as u64);
+    let recursive = if users.is_some() { 0 } else { libc::AT_RECURSIVE };
+    // SAFETY: the path is an empty C string, and the structure is as long as said.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH | recursive,
+            &raw const attr,
+            size_of_val(&attr),
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Puts a mount in its place.
+///
+/// # Errors
+/// Those of move_mount(2).
+pub fn attach(mount: impl AsFd, place: &Path) -> io::Result<()> {
+    Ok(move_mount(mount, "", CWD, place, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
+}
