@@ -1,10 +1,12 @@
-//! Drives a store from the command line: `store ROOT import PATH [NAME]`, `list`, `resolve NAME`, `verify`, `rm NAME`.
+//! Drives a store from the command line: `store ROOT import PATH [NAME]`,
+//! `fetch NAME [insecure]`, `list`, `resolve NAME`, `verify`, `rm NAME`.
 
 use std::io;
 use std::path::Path;
 use std::time::Instant;
 
-use podvm_image::{Format, ImageSource, ImportOptions, Silent, Store, Uses};
+use podvm_image::registry::{Credentials, Insecure, Patience, RegistrySettings};
+use podvm_image::{FetchOptions, ImageSource, ImportOptions, Registries, Silent, Store, Uses};
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -24,13 +26,18 @@ fn run(arguments: &[&str]) -> Result<(), Box<dyn std::error::Error>> {
     let store = Store::open(*root)?;
     match arguments {
         ["import", path, rest @ ..] => {
-            let (format, path) = match ImageSource::parse_path(path) {
-                ImageSource::Path { format, path } => (format, path),
-                ImageSource::Stored(name) => (Format::Any, name.into()),
+            let ImageSource::Path { format, path } = ImageSource::parse_path(path) else {
+                return Err("no path".into());
             };
             let name = rest.first().map(|name| name.parse()).transpose()?;
             let options = ImportOptions { format, name, ..ImportOptions::default() };
             println!("{:?}", store.import(Path::new(&path), &options, &Silent)?);
+        }
+        ["fetch", name, rest @ ..] => {
+            let insecure = if rest == ["insecure"] { vec![Insecure::Http, Insecure::Tls] } else { Vec::new() };
+            let registries =
+                Registries::new(RegistrySettings::default(), Credentials::default(), insecure, Patience::default());
+            println!("{:?}", store.fetch(&name.parse()?, &registries, &FetchOptions::default(), &Silent)?);
         }
         ["list"] => {
             for image in store.list()? {
@@ -45,7 +52,11 @@ fn run(arguments: &[&str]) -> Result<(), Box<dyn std::error::Error>> {
             }
         }
         ["rm", wanted] => println!("{:?}", store.remove(wanted, &no_uses)?),
-        _ => return Err("commands: import PATH [NAME], list, resolve NAME, verify, rm NAME".into()),
+        _ => {
+            return Err(
+                "commands: import PATH [NAME], fetch NAME [insecure], list, resolve NAME, verify, rm NAME".into()
+            );
+        }
     }
     Ok(())
 }

@@ -21,6 +21,7 @@ pub mod erofs;
 pub mod oci;
 pub mod progress;
 pub mod reference;
+pub mod registry;
 pub mod source;
 pub mod store;
 pub mod tar;
@@ -29,7 +30,9 @@ pub use digest::Digest;
 pub use oci::{Format, ImageConfig};
 pub use progress::{Event, Progress, Silent};
 pub use reference::Reference;
+pub use registry::{Registries, RegistryError};
 pub use source::ImageSource;
 pub use store::{
-    Collected, Image, ImportOptions, Imported, Layer, Problem, Removed, ResolvedImage, Store, StoreError, Uses,
+    Collected, FetchOptions, Image, ImportOptions, Imported, Layer, Problem, Removed, ResolvedImage, Store, StoreError,
+    Uses,
 };

@@ -19,6 +19,15 @@ pub enum Event {
         /// Its packed size.
         bytes: u64,
     },
+    /// Work on a layer begins.
+    Start {
+        /// Which layer.
+        layer: usize,
+        /// Its name in the store.
+        diff_id: Digest,
+        /// Its packed size.
+        bytes: u64,
+    },
     /// More of a layer has been read.
     Read {
         /// Which layer.

@@ -102,18 +102,45 @@ impl Reference {
         Self { tag: Some(tag), digest: None, ..self.clone() }
     }
 
-    /// This name first, then the longer names that a short one commonly stands for.
+    /// This name first, then the longer names that a short one commonly stands for: built here, or at one of the places
+    /// `HOST[/PATH]` that are searched.
     ///
-    /// `etcd` is also found as `localhost/etcd` (built here) and `docker.io/library/etcd`.
-    pub fn candidates(&self) -> Vec<Self> {
+    /// `etcd` is also found as `localhost/etcd`, and as `docker.io/library/etcd` when that is searched.
+    pub fn candidates(&self, search: &[String]) -> Vec<Self> {
         let mut all = vec![self.clone()];
         if self.domain.is_none() {
-            let library = if self.path.contains('/') { self.path.clone() } else { format!("library/{}", self.path) };
-            for (domain, path) in [("localhost", self.path.clone()), ("docker.io", library)] {
-                all.push(Self { domain: Some(domain.to_owned()), path, ..self.clone() });
-            }
+            all.push(Self { domain: Some("localhost".to_owned()), ..self.clone() });
+            all.extend(self.searched(search));
         }
         all
+    }
+
+    /// The names at the searched places that a name without a registry stands for. One with a slash in it is
+    /// below the place's host, one without below the whole place.
+    pub fn searched(&self, search: &[String]) -> Vec<Self> {
+        let at = |place: &String| {
+            let (host, folder) = place.split_once('/').unwrap_or((place, ""));
+            let path = match folder.is_empty() || self.path.contains('/') {
+                true => self.path.clone(),
+                false => format!("{}/{}", folder.trim_end_matches('/'), self.path),
+            };
+            Self { domain: Some(host.to_owned()), path, ..self.clone() }
+        };
+        search.iter().map(at).collect()
+    }
+
+    /// The name that an image from a registry is stored under: with its tag, or, when it is pinned, with its digest alone.
+    pub fn stored(&self) -> Self {
+        match self.digest {
+            Some(_) => Self { tag: None, ..self.clone() },
+            None => self.without_digest(),
+        }
+    }
+
+    /// With a registry: Docker Hub for a name that has none.
+    pub fn with_domain(&self) -> Self {
+        let hub = [crate::registry::DEFAULT_SEARCH.to_owned()];
+        if self.domain.is_some() { self.clone() } else { self.searched(&hub).remove(0) }
     }
 
     /// A name made of `base` (the file name of an archive, say) and `tag`, when `base` can be one.
@@ -307,9 +334,18 @@ mod tests {
 
     #[test]
     fn a_short_name_also_stands_for_its_long_forms() {
-        let names = |text| parse(text).candidates().iter().map(ToString::to_string).collect::<Vec<_>>();
-        assert_eq!(names("etcd"), ["etcd:latest", "localhost/etcd:latest", "docker.io/library/etcd:latest"]);
-        assert_eq!(names("a/b:1"), ["a/b:1", "localhost/a/b:1", "docker.io/a/b:1"]);
+        let names = |text| {
+            parse(text)
+                .candidates(&["docker.io/library".into(), "quay.io".into()])
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(
+            names("etcd"),
+            ["etcd:latest", "localhost/etcd:latest", "docker.io/library/etcd:latest", "quay.io/etcd:latest"]
+        );
+        assert_eq!(names("a/b:1"), ["a/b:1", "localhost/a/b:1", "docker.io/a/b:1", "quay.io/a/b:1"]);
         assert_eq!(names("quay.io/a:1"), ["quay.io/a:1"]);
     }
 

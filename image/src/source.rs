@@ -1,14 +1,17 @@
-//! What a user may write where an image is wanted: a stored image's name or id, or a path to import from.
+//! What a user may write where an image is wanted: a name or id, a name at a registry, or a path to import from.
 
 use std::path::{Path, PathBuf};
 
 use crate::oci::Format;
+use crate::reference::{Reference, ReferenceError};
 
 /// An image as the command line names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ImageSource {
-    /// A name, id or unique start of an id in the store.
-    Stored(String),
+    /// A name, id or unique start of an id in the store; or a name that may be at a registry.
+    Named(String),
+    /// A name at a registry, written with `docker://`.
+    Registry(Reference),
     /// A layout or archive, and perhaps `:NAME` to choose one of several images in it.
     Path {
         /// How to read it.
@@ -22,25 +25,41 @@ pub enum ImageSource {
 const PREFIXES: [(&str, Format); 3] =
     [("oci:", Format::Oci), ("oci-archive:", Format::Oci), ("docker-archive:", Format::Docker)];
 
+/// The prefix that names a registry's image.
+const REGISTRY: &str = "docker://";
+/// The path that means standard input.
+pub const STDIN: &str = "-";
+
 impl ImageSource {
     /// Tells paths from names: a path starts with `/`, `./` or `../`, or has a prefix such as `oci:`.
-    pub fn parse(text: &str) -> Self {
+    ///
+    /// # Errors
+    /// What follows `docker://` is no name.
+    pub fn parse(text: &str) -> Result<Self, ReferenceError> {
+        match text.strip_prefix(REGISTRY) {
+            Some(name) => Ok(Self::Registry(name.parse::<Reference>()?.with_domain())),
+            None => Ok(Self::parse_local(text)),
+        }
+    }
+
+    fn parse_local(text: &str) -> Self {
         if let Some((rest, format)) =
             PREFIXES.iter().find_map(|&(prefix, format)| Some((text.strip_prefix(prefix)?, format)))
         {
             return Self::Path { format, path: rest.into() };
         }
-        let is_path = matches!(text, "." | "..") || ["/", "./", "../"].iter().any(|start| text.starts_with(start));
+        let is_path =
+            matches!(text, STDIN | "." | "..") || ["/", "./", "../"].iter().any(|start| text.starts_with(start));
         match is_path {
             true => Self::Path { format: Format::Any, path: text.into() },
-            false => Self::Stored(text.to_owned()),
+            false => Self::Named(text.to_owned()),
         }
     }
 
     /// A path to import from, whatever it looks like: for commands that take nothing else.
     pub fn parse_path(text: &str) -> Self {
-        match Self::parse(text) {
-            Self::Stored(path) => Self::Path { format: Format::Any, path: path.into() },
+        match Self::parse_local(text) {
+            Self::Named(path) => Self::Path { format: Format::Any, path: path.into() },
             path => path,
         }
     }
@@ -68,8 +87,8 @@ mod tests {
     fn paths_are_told_from_names() {
         let path = |format, path: &str| ImageSource::Path { format, path: path.into() };
         for (text, expected) in [
-            ("etcd", ImageSource::Stored("etcd".into())),
-            ("localhost/etcd:3", ImageSource::Stored("localhost/etcd:3".into())),
+            ("etcd", ImageSource::Named("etcd".into())),
+            ("localhost/etcd:3", ImageSource::Named("localhost/etcd:3".into())),
             ("./etcd", path(Format::Any, "./etcd")),
             ("../x.tar:tag", path(Format::Any, "../x.tar:tag")),
             ("/a", path(Format::Any, "/a")),
@@ -77,9 +96,13 @@ mod tests {
             ("oci:etcd:latest", path(Format::Oci, "etcd:latest")),
             ("oci-archive:a.tar", path(Format::Oci, "a.tar")),
             ("docker-archive:a.tar", path(Format::Docker, "a.tar")),
+            ("-", path(Format::Any, "-")),
+            ("docker://quay.io/a:1", ImageSource::Registry("quay.io/a:1".parse().unwrap())),
+            ("docker://etcd", ImageSource::Registry("docker.io/library/etcd".parse().unwrap())),
         ] {
-            assert_eq!(ImageSource::parse(text), expected, "{text}");
+            assert_eq!(ImageSource::parse(text), Ok(expected), "{text}");
         }
+        assert!(ImageSource::parse("docker://Not a name").is_err());
         assert_eq!(ImageSource::parse_path("etcd"), path(Format::Any, "etcd"));
     }
 

@@ -2,7 +2,7 @@
 
 use super::error::OciError;
 use super::spec::{DockerImage, MAX_CONFIG, MAX_MANIFEST};
-use super::{Found, Parts, Source};
+use super::{Found, Packed, Parts, Source, join};
 use crate::digest::Digest;
 use crate::reference::Reference;
 
@@ -18,14 +18,14 @@ pub fn open(source: &Source<'_>) -> Result<Found, OciError> {
     let layers = image
         .layers
         .iter()
-        .map(|layer| Ok((layer.clone(), None, source.files.get(layer)?)))
+        .map(|layer| Ok((source.files.describe(layer), None, Packed::Slice(source.files.get(layer)?))))
         .collect::<Result<_, OciError>>()?;
     let mut names: Vec<Reference> = image.repo_tags.iter().filter_map(|name| name.parse().ok()).collect();
     if names.is_empty() {
         names.extend(source.name_from_path(None));
     }
     let parts = Parts { id, manifest_digest: None, manifest, config, config_file, layers, names };
-    source.image("manifest.json", parts)
+    join(&source.files.describe("manifest.json"), parts)
 }
 
 /// The configuration's file is named by its digest: `HEX.json`, or `blobs/sha256/HEX` in newer archives.

@@ -5,11 +5,15 @@ use std::path::PathBuf;
 
 use super::spec::MAX_LAYERS;
 use crate::digest::{Digest, DigestError};
+use crate::registry::RegistryError;
 use crate::tar::TarError;
 
 /// Why an image cannot be read from a layout or an archive.
 #[derive(Debug, thiserror::Error)]
 pub enum OciError {
+    /// A registry does not give it.
+    #[error(transparent)]
+    Registry(#[from] Box<RegistryError>),
     /// A file operation failed.
     #[error("{}: {source}", path.display())]
     Io {
@@ -177,4 +181,10 @@ pub enum OciError {
         /// Layers in it.
         layers: usize,
     },
+}
+
+impl From<RegistryError> for OciError {
+    fn from(error: RegistryError) -> Self {
+        Self::Registry(Box::new(error))
+    }
 }

@@ -85,7 +85,20 @@ impl Files {
         if !metadata.is_file() {
             return Err(OciError::NotAnImage { path: path.to_owned() });
         }
-        let file = unpacked(file, scratch).map_err(io_error)?;
+        Self::archive(unpacked(file, scratch).map_err(io_error)?, path)
+    }
+
+    /// Opens an archive that arrives as a stream, which goes into a file that `scratch` makes.
+    pub fn from_stream(
+        stream: &mut dyn Read,
+        path: &Path,
+        scratch: &dyn Fn() -> io::Result<File>,
+    ) -> Result<Self, OciError> {
+        let stored = scratch().and_then(|plain| store_plain(stream, plain));
+        Self::archive(stored.map_err(|source| OciError::Io { path: path.to_owned(), source })?, path)
+    }
+
+    fn archive(file: File, path: &Path) -> Result<Self, OciError> {
         let members = index(&file, path)?;
         Ok(Self::Archive { path: path.to_owned(), file: Arc::new(file), members })
     }
@@ -167,8 +180,12 @@ fn unpacked(mut file: File, scratch: &dyn Fn() -> io::Result<File>) -> io::Resul
         return Ok(file);
     }
     file.rewind()?;
-    let mut plain = scratch()?;
-    let mut stream = decode(BufReader::with_capacity(256 * 1024, file))?.take(MAX_UNPACKED + 1);
+    store_plain(&mut file, scratch()?)
+}
+
+/// Writes a stream's plain form to a file.
+fn store_plain(stream: &mut dyn Read, mut plain: File) -> io::Result<File> {
+    let mut stream = decode(BufReader::with_capacity(256 * 1024, stream))?.take(MAX_UNPACKED + 1);
     if io::copy(&mut stream, &mut plain)? > MAX_UNPACKED {
         return Err(io::Error::other(format!("it unpacks to more than {} GiB", MAX_UNPACKED >> 30)));
     }

@@ -2,13 +2,12 @@
 
 use super::error::OciError;
 use super::files::Slice;
-use super::spec::{ConfigFile, Descriptor, MAX_CONFIG, MAX_MANIFEST, Manifest};
-use super::{Found, Parts, Source, here};
+use super::manifest::{Documents, for_this_machine, read_image};
+use super::spec::{Descriptor, MAX_MANIFEST, Manifest};
+use super::{Found, Packed, Source, here};
 use crate::digest::Digest;
 use crate::reference::Reference;
 
-/// Most indexes on the way from `index.json` to a manifest.
-const MAX_DEPTH: usize = 4;
 /// The image's tag or name, by whoever wrote the layout.
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
 /// The image's full name, by containerd and `docker save`.
@@ -52,46 +51,7 @@ pub fn open(source: &Source<'_>) -> Result<Found, OciError> {
         let have = candidates.iter().map(|candidate| label(&candidate.top)).collect();
         return Err(OciError::Ambiguous { path: path(), have });
     }
-    read_image(source, &candidates)
-}
-
-/// The manifest that an entry stands for on this machine, if it has one.
-fn for_this_machine(
-    source: &Source<'_>,
-    entry: &Descriptor,
-    depth: usize,
-    have: &mut Vec<String>,
-) -> Result<Option<Descriptor>, OciError> {
-    if let Some(platform) = entry.platform.as_ref().filter(|platform| !platform.runs_here()) {
-        have.push(platform.to_string());
-        return Ok(None);
-    }
-    if !is_index(entry) {
-        return Ok(Some(entry.clone()));
-    }
-    if depth == MAX_DEPTH {
-        return Err(OciError::TooDeep { file: entry.digest.clone() });
-    }
-    let (name, bytes) = read_blob(source, entry, MAX_MANIFEST)?;
-    let index: Manifest = source.parse(&name, &bytes)?;
-    let mut best: Option<(u8, Descriptor)> = None;
-    for inner in index.manifests.unwrap_or_default() {
-        let rank = inner.platform.as_ref().map_or(0, |platform| platform.rank());
-        if best.as_ref().is_some_and(|(least, _)| *least <= rank) {
-            continue;
-        }
-        if let Some(found) = for_this_machine(source, &inner, depth + 1, have)? {
-            best = Some((rank, found));
-        }
-    }
-    Ok(best.map(|(_, found)| found))
-}
-
-fn is_index(descriptor: &Descriptor) -> bool {
-    matches!(
-        descriptor.media_type.as_str(),
-        "application/vnd.oci.image.index.v1+json" | "application/vnd.docker.distribution.manifest.list.v2+json"
-    )
+    read_found(source, &candidates)
 }
 
 /// Where the layout keeps a descriptor's content.
@@ -106,57 +66,33 @@ fn open_blob(source: &Source<'_>, descriptor: &Descriptor) -> Result<(String, Di
     Ok((name, digest, slice))
 }
 
-/// A document, checked against size and digest.
-fn read_blob(source: &Source<'_>, descriptor: &Descriptor, most: u64) -> Result<(String, Vec<u8>), OciError> {
-    let (name, expected, _) = open_blob(source, descriptor)?;
-    let bytes = source.files.read(&name, most)?;
-    let actual = Digest::of(&bytes);
-    if actual != expected {
-        return Err(OciError::DigestMismatch { file: source.files.describe(&name), expected, actual });
+impl Documents for Source<'_> {
+    fn document(&self, descriptor: &Descriptor, most: u64, _: bool) -> Result<(String, Vec<u8>), OciError> {
+        let (name, expected, _) = open_blob(self, descriptor)?;
+        let bytes = self.files.read(&name, most)?;
+        let actual = Digest::of(&bytes);
+        let file = self.files.describe(&name);
+        if actual != expected {
+            return Err(OciError::DigestMismatch { file, expected, actual });
+        }
+        Ok((file, bytes))
     }
-    Ok((name, bytes))
+
+    fn layer(&self, descriptor: &Descriptor) -> Result<(String, Digest, Packed), OciError> {
+        let (name, digest, slice) = open_blob(self, descriptor)?;
+        Ok((self.files.describe(&name), digest, Packed::Slice(slice)))
+    }
 }
 
-fn read_image(source: &Source<'_>, candidates: &[Candidate]) -> Result<Found, OciError> {
+fn read_found(source: &Source<'_>, candidates: &[Candidate]) -> Result<Found, OciError> {
     let chosen = &candidates[0].manifest;
-    let (name, manifest) = read_blob(source, chosen, MAX_MANIFEST)?;
-    let parsed: Manifest = source.parse(&name, &manifest)?;
-    let config = parsed.config.ok_or_else(|| OciError::NotAManifest { file: source.files.describe(&name) })?;
-    let (config_name, config_bytes) = read_blob(source, &config, MAX_CONFIG)?;
-    let config_file: ConfigFile = source.parse(&config_name, &config_bytes)?;
-    let layers = parsed
-        .layers
-        .iter()
-        .map(|layer| {
-            let (name, digest, slice) = open_blob(source, layer)?;
-            check_type(source, layer, &name)?;
-            Ok((name, Some(digest), slice))
-        })
-        .collect::<Result<_, OciError>>()?;
-    let mut names: Vec<Reference> = candidates.iter().filter_map(|candidate| name_of(source, &candidate.top)).collect();
-    names.sort();
-    names.dedup();
-    let parts = Parts {
-        id: source.digest(&name, &config.digest)?,
-        manifest_digest: Some(source.digest(&name, &chosen.digest)?),
-        manifest,
-        config: config_bytes,
-        config_file,
-        layers,
-        names,
-    };
-    source.image(&name, parts)
-}
-
-/// Layers must be tars; encrypted ones and other artifacts are refused.
-fn check_type(source: &Source<'_>, layer: &Descriptor, name: &str) -> Result<(), OciError> {
-    let media_type = layer.media_type.as_str();
-    let is_tar = media_type.contains("tar") && !media_type.contains("encrypted");
-    if is_tar || media_type.is_empty() {
-        return Ok(());
-    }
-    let (file, media_type) = (source.files.describe(name), media_type.to_owned());
-    Err(OciError::LayerType { file, media_type })
+    let (name, manifest) = source.document(chosen, MAX_MANIFEST, true)?;
+    let digest = source.digest(&name, &chosen.digest)?;
+    let mut found = read_image(source, &name, Some(digest), manifest)?;
+    found.names = candidates.iter().filter_map(|candidate| name_of(source, &candidate.top)).collect();
+    found.names.sort();
+    found.names.dedup();
+    Ok(found)
 }
 
 /// What an entry is called in messages.

@@ -10,20 +10,23 @@ mod files;
 #[cfg(test)]
 pub(crate) mod fixture;
 mod layout;
+mod manifest;
 mod spec;
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 pub use error::OciError;
 pub(crate) use files::Files;
 pub use files::Slice;
-pub(crate) use spec::{ConfigFile, Platform};
+pub(crate) use manifest::{Documents, read_image, select};
+pub(crate) use spec::{ConfigFile, Descriptor, Platform};
 pub use spec::{ImageConfig, MAX_CONFIG, MAX_LAYERS, MAX_MANIFEST, host_architecture};
 
 use crate::digest::Digest;
 use crate::reference::Reference;
+use crate::registry::RemoteBlob;
 
 /// Which form a path is to be read in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,10 +64,37 @@ pub struct FoundLayer {
     pub diff_id: Digest,
     /// The digest of the file as it is, when it is known.
     pub digest: Option<Digest>,
-    /// The file.
-    pub slice: Slice,
+    /// Where its bytes come from.
+    pub packed: Packed,
     /// How messages name the file.
     pub file: String,
+}
+
+/// Where a packed layer's bytes come from.
+#[derive(Debug, Clone)]
+pub enum Packed {
+    /// A file, or a part of one.
+    Slice(Slice),
+    /// A registry.
+    Remote(RemoteBlob),
+}
+
+impl Packed {
+    /// How many bytes there are.
+    pub fn size(&self) -> u64 {
+        match self {
+            Self::Slice(slice) => slice.remaining(),
+            Self::Remote(blob) => blob.size,
+        }
+    }
+
+    /// The bytes, from the first on.
+    pub fn open(&self) -> Box<dyn Read + Send> {
+        match self {
+            Self::Slice(slice) => Box::new(slice.clone()),
+            Self::Remote(blob) => Box::new(blob.open()),
+        }
+    }
 }
 
 /// Finds the image in `path` that `filter` names, or the only one.
@@ -76,8 +106,21 @@ pub fn open(
     filter: Option<&str>,
     scratch: &dyn Fn() -> io::Result<File>,
 ) -> Result<Found, OciError> {
-    let files = Files::open(path, scratch)?;
-    let source = Source { path, files: &files, filter };
+    open_files(&Files::open(path, scratch)?, path, format, filter)
+}
+
+/// Finds the only image in an archive that arrives as a stream. `path` is what messages call it.
+pub fn open_stream(
+    stream: &mut dyn Read,
+    path: &Path,
+    format: Format,
+    scratch: &dyn Fn() -> io::Result<File>,
+) -> Result<Found, OciError> {
+    open_files(&Files::from_stream(stream, path, scratch)?, path, format, None)
+}
+
+fn open_files(files: &Files, path: &Path, format: Format, filter: Option<&str>) -> Result<Found, OciError> {
+    let source = Source { path, files, filter };
     let is_oci = files.find("index.json")?.is_some();
     let is_docker = files.find("manifest.json")?.is_some();
     match format {
@@ -104,36 +147,6 @@ impl Source<'_> {
         text.parse().map_err(|source| OciError::Digest { file: self.files.describe(name), source })
     }
 
-    /// Joins manifest, configuration and layers into an image, when they fit each other.
-    fn image(&self, name: &str, parts: Parts) -> Result<Found, OciError> {
-        let Parts { id, manifest_digest, manifest, config, config_file, layers, names } = parts;
-        let file = || self.files.describe(name);
-        let diff_ids = &config_file.rootfs.diff_ids;
-        if layers.len() != diff_ids.len() {
-            let (layers, diff_ids) = (layers.len(), diff_ids.len());
-            return Err(OciError::LayerCount { file: file(), layers, diff_ids });
-        }
-        if layers.len() > MAX_LAYERS {
-            return Err(OciError::TooManyLayers { file: file(), layers: layers.len() });
-        }
-        if !config_file.platform.runs_here() {
-            return Err(OciError::NoPlatform {
-                path: self.path.to_owned(),
-                wanted: here(),
-                have: vec![config_file.platform.to_string()],
-            });
-        }
-        let layers = layers
-            .into_iter()
-            .zip(diff_ids)
-            .map(|((layer, digest, slice), diff_id)| {
-                let diff_id = self.digest(name, diff_id)?;
-                Ok(FoundLayer { diff_id, digest, slice, file: self.files.describe(&layer) })
-            })
-            .collect::<Result<_, _>>()?;
-        Ok(Found { id, manifest_digest, manifest, config, config_file, layers, names })
-    }
-
     /// A name from the path's own, for images that bring only a tag or nothing.
     fn name_from_path(&self, tag: Option<&str>) -> Option<Reference> {
         let base = self.path.file_name().map(PathBuf::from)?;
@@ -154,9 +167,36 @@ struct Parts {
     manifest: Vec<u8>,
     config: Vec<u8>,
     config_file: ConfigFile,
-    /// Name, digest and content of each layer.
-    layers: Vec<(String, Option<Digest>, Slice)>,
+    /// What messages call it, digest and content of each layer.
+    layers: Vec<(String, Option<Digest>, Packed)>,
     names: Vec<Reference>,
+}
+
+/// Joins manifest, configuration and layers into an image, when they fit each other. `place` is the manifest's.
+fn join(place: &str, parts: Parts) -> Result<Found, OciError> {
+    let Parts { id, manifest_digest, manifest, config, config_file, layers, names } = parts;
+    let file = || place.to_owned();
+    let diff_ids = &config_file.rootfs.diff_ids;
+    if layers.len() != diff_ids.len() {
+        let (layers, diff_ids) = (layers.len(), diff_ids.len());
+        return Err(OciError::LayerCount { file: file(), layers, diff_ids });
+    }
+    if layers.len() > MAX_LAYERS {
+        return Err(OciError::TooManyLayers { file: file(), layers: layers.len() });
+    }
+    if !config_file.platform.runs_here() {
+        let have = vec![config_file.platform.to_string()];
+        return Err(OciError::NoPlatform { path: place.into(), wanted: here(), have });
+    }
+    let layers = layers
+        .into_iter()
+        .zip(diff_ids)
+        .map(|((file, digest, packed), diff_id)| {
+            let diff_id = diff_id.parse().map_err(|source| OciError::Digest { file: place.to_owned(), source })?;
+            Ok(FoundLayer { diff_id, digest, packed, file })
+        })
+        .collect::<Result<_, OciError>>()?;
+    Ok(Found { id, manifest_digest, manifest, config, config_file, layers, names })
 }
 
 /// This machine's platform.

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use crate::digest::Digest;
 use crate::erofs::BuildError;
 use crate::oci::OciError;
+use crate::registry::RegistryError;
 
 /// Why something about the store could not be done.
 #[derive(Debug, thiserror::Error)]
@@ -72,6 +73,12 @@ pub enum StoreError {
     /// The image cannot be read where it is.
     #[error(transparent)]
     Oci(#[from] OciError),
+    /// A registry does not give the image.
+    #[error(transparent)]
+    Registry(#[from] Box<RegistryError>),
+    /// A layer's bytes do not arrive; the message says whose and why.
+    #[error("{0}")]
+    Transfer(io::Error),
     /// A layer cannot be made into an EROFS image.
     #[error("{file}: {source}")]
     Layer {
@@ -99,4 +106,10 @@ pub enum StoreError {
 pub(crate) fn at(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> StoreError {
     let path = path.into();
     move |source| StoreError::Io { path, source }
+}
+
+impl From<RegistryError> for StoreError {
+    fn from(error: RegistryError) -> Self {
+        Self::Registry(Box::new(error))
+    }
 }

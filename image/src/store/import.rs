@@ -1,6 +1,7 @@
 //! Images from layouts and archives into the store.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::num::NonZero;
 use std::path::Path;
 use std::sync::Mutex;
@@ -14,13 +15,13 @@ use super::records::{ImageRecord, to_bytes};
 use super::scratch::{Scratch, sweep, sync_directory, write_atomically};
 use crate::digest::Digest;
 use crate::erofs::Limits;
-use crate::oci::{self, Format, Found, FoundLayer};
+use crate::oci::{self, Format, Found, FoundLayer, OciError};
 use crate::progress::{Event, Progress};
 use crate::reference::Reference;
 use crate::source::split_choice;
 
 /// Most layers unpacked at once: each needs a few MiB and two threads.
-const MAX_WORKERS: usize = 4;
+pub(super) const MAX_WORKERS: usize = 4;
 
 /// How an image is to be imported.
 #[derive(Debug, Clone)]
@@ -54,6 +55,17 @@ pub struct Imported {
     pub present: usize,
 }
 
+/// How layers are stored.
+#[derive(Clone, Copy)]
+pub(super) struct Work<'a> {
+    /// What a layer may be at most.
+    pub limits: &'a Limits,
+    /// Most layers at once; never more than [`MAX_WORKERS`].
+    pub most_workers: usize,
+    /// Who watches.
+    pub progress: &'a dyn Progress,
+}
+
 impl Store {
     /// Imports the image at `path`: a layout, an archive, or one of several by `PATH:NAME`.
     ///
@@ -65,39 +77,66 @@ impl Store {
         options: &ImportOptions,
         progress: &dyn Progress,
     ) -> Result<Imported, StoreError> {
+        let (path, choice) = split_choice(path);
+        self.import_found(options, progress, |scratch| oci::open(&path, options.format, choice.as_deref(), scratch))
+    }
+
+    /// Imports the only image of an archive that arrives as a stream. `name` is what messages call it.
+    pub fn import_stream(
+        &self,
+        stream: &mut dyn Read,
+        name: &str,
+        options: &ImportOptions,
+        progress: &dyn Progress,
+    ) -> Result<Imported, StoreError> {
+        self.import_found(options, progress, |scratch| oci::open_stream(stream, name.as_ref(), options.format, scratch))
+    }
+
+    fn import_found(
+        &self,
+        options: &ImportOptions,
+        progress: &dyn Progress,
+        open: impl FnOnce(&dyn Fn() -> io::Result<File>) -> Result<Found, OciError>,
+    ) -> Result<Imported, StoreError> {
         let tmp = self.tmp();
         sweep(&tmp).map_err(at(&tmp))?;
         let _importing = self.importing()?;
-        let (path, choice) = split_choice(path);
-        let scratch = || Scratch::file(&tmp).and_then(Scratch::anonymous);
-        let found = oci::open(&path, options.format, choice.as_deref(), &scratch)?;
-        let (layers, present) = self.store_layers(&found.layers, &options.limits, progress)?;
-        let size = layers.iter().sum();
-        self.store_image(&found, size)?;
+        let found = open(&|| Scratch::file(&tmp).and_then(Scratch::anonymous))?;
         let names: Vec<Reference> = match &options.name {
             Some(name) => vec![name.without_digest()],
             None => found.names.iter().map(Reference::without_digest).collect(),
         };
+        let cpus = thread::available_parallelism().map_or(1, NonZero::get);
+        self.store_found(&found, names, None, &Work { limits: &options.limits, most_workers: cpus, progress })
+    }
+
+    /// Stores an image that has been found, under these names, which stood for `digest` where it was found.
+    pub(super) fn store_found(
+        &self,
+        found: &Found,
+        names: Vec<Reference>,
+        digest: Option<Digest>,
+        work: &Work<'_>,
+    ) -> Result<Imported, StoreError> {
+        let (layers, present) = self.store_layers(&found.layers, work)?;
+        let size = layers.iter().sum();
+        self.store_image(found, size)?;
         for name in &names {
-            self.set_name(name, found.id)?;
+            self.set_name(name, found.id, digest)?;
         }
         Ok(Imported { id: found.id, names, size, layers: layers.len(), present })
     }
 
     /// Stores all layers, several at once. Returns the sizes of the different ones, and how many were there.
-    fn store_layers(
-        &self,
-        layers: &[FoundLayer],
-        limits: &Limits,
-        progress: &dyn Progress,
-    ) -> Result<(Vec<u64>, usize), StoreError> {
+    fn store_layers(&self, layers: &[FoundLayer], work: &Work<'_>) -> Result<(Vec<u64>, usize), StoreError> {
+        let Work { limits, most_workers, progress } = *work;
         let mut unique: Vec<&FoundLayer> = Vec::new();
         for layer in layers {
             if !unique.iter().any(|other| other.diff_id == layer.diff_id) {
                 unique.push(layer);
             }
         }
-        let bytes = unique.iter().map(|layer| layer.slice.remaining()).sum();
+        let bytes = unique.iter().map(|layer| layer.packed.size()).sum();
         progress.event(Event::Begin { layers: unique.len(), bytes });
         let stored = unique.iter().map(|layer| self.stored_layer(&layer.diff_id));
         let present = stored.collect::<Result<Vec<_>, _>>()?.iter().flatten().count();
@@ -118,8 +157,7 @@ impl Store {
                 }
             }
         };
-        let cpus = thread::available_parallelism().map_or(1, NonZero::get);
-        let workers = unique.len().min(cpus).min(MAX_WORKERS);
+        let workers = unique.len().min(most_workers).min(MAX_WORKERS);
         thread::scope(|scope| {
             for _ in 1..workers {
                 scope.spawn(work);

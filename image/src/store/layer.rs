@@ -1,6 +1,6 @@
 //! One layer from its packed file into the store.
 
-use std::fs;
+use std::{fs, io};
 
 use super::Store;
 use super::error::{StoreError, at};
@@ -9,8 +9,11 @@ use super::records::{BlobRecord, to_bytes};
 use super::scratch::{Lock, Scratch, sync_directory, write_atomically};
 use crate::digest::Digest;
 use crate::erofs::{self, Built, Limits};
-use crate::oci::{FoundLayer, OciError};
+use crate::oci::{FoundLayer, OciError, Packed};
 use crate::progress::{Event, Progress};
+
+/// See [`FoundLayer::rest`]; what a registry sends is not read without end.
+const MAX_REMOTE_REST: u64 = 256 << 20;
 
 impl Store {
     /// Size of a stored layer, or `None` when it is not stored.
@@ -18,7 +21,7 @@ impl Store {
         let path = self.blob_path(diff_id);
         match fs::metadata(&path) {
             Ok(metadata) => Ok(Some(metadata.len())),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(at(path)(error)),
         }
     }
@@ -36,7 +39,7 @@ impl Store {
         let present = || -> Result<Option<u64>, StoreError> {
             let size = self.stored_layer(&layer.diff_id)?;
             if size.is_some() {
-                let bytes = layer.slice.remaining();
+                let bytes = layer.packed.size();
                 progress.event(Event::Present { layer: number, bytes });
             }
             Ok(size)
@@ -50,6 +53,7 @@ impl Store {
         if let Some(size) = present()? {
             return Ok(size);
         }
+        progress.event(Event::Start { layer: number, diff_id: layer.diff_id, bytes: layer.packed.size() });
         let (image, built) = self.convert(layer, number, limits, progress)?;
         self.keep_layer(&layer.diff_id, image, &built)?;
         progress.event(Event::Stored { layer: number, diff_id: layer.diff_id });
@@ -68,12 +72,13 @@ impl Store {
         let image = Scratch::file(&tmp).map_err(at(&tmp))?;
         let tails = Scratch::file(&tmp).and_then(Scratch::anonymous).map_err(at(&tmp))?;
         let count = |bytes| progress.event(Event::Read { layer: number, bytes });
-        let (built, passed) =
-            unpack(layer.slice.clone(), count, |plain| erofs::build(plain, image.handle(), &tails, limits));
+        let (built, passed) = unpack(layer.packed.open(), layer.rest(), count, |plain| {
+            erofs::build(plain, image.handle(), &tails, limits)
+        });
         let built = built.map_err(|source| StoreError::Layer { file: layer.file.clone(), source });
         let passed = match passed {
             Ok(passed) => passed,
-            Err(source) => return Err(at(&layer.file)(source)),
+            Err(source) => return Err(read_error(layer, source)),
         };
         // A wrong digest comes first: it is the reason for whatever else is wrong.
         check_packed(layer, &passed)?;
@@ -83,7 +88,7 @@ impl Store {
             plain => Err(StoreError::DiffIdMismatch {
                 file: layer.file.clone(),
                 expected: layer.diff_id,
-                actual: plain.unwrap_or(passed.packed),
+                actual: plain.or(passed.packed).unwrap_or(Digest::of(&[])),
             }),
         }
     }
@@ -100,15 +105,30 @@ impl Store {
     }
 }
 
+impl FoundLayer {
+    /// Most bytes that are still read of a layer that cannot be used, to find out whether it is the right one.
+    fn rest(&self) -> u64 {
+        match self.packed {
+            Packed::Slice(_) => u64::MAX,
+            Packed::Remote(_) => MAX_REMOTE_REST,
+        }
+    }
+}
+
+fn read_error(layer: &FoundLayer, source: io::Error) -> StoreError {
+    match layer.packed {
+        Packed::Slice(_) => at(&layer.file)(source),
+        Packed::Remote(_) => StoreError::Transfer(source),
+    }
+}
+
 fn check_packed(layer: &FoundLayer, passed: &Passed) -> Result<(), OciError> {
+    let Some(actual) = passed.packed else { return Ok(()) };
+    let mismatch = |expected| OciError::DigestMismatch { file: layer.file.clone(), expected, actual };
     match layer.digest {
-        Some(expected) if expected != passed.packed => {
-            Err(OciError::DigestMismatch { file: layer.file.clone(), expected, actual: passed.packed })
-        }
+        Some(expected) if expected != actual => Err(mismatch(expected)),
         // Without a digest of its own, a layer that is stored plain is known by that of its content.
-        None if passed.plain == Some(passed.packed) && passed.packed != layer.diff_id => {
-            Err(OciError::DigestMismatch { file: layer.file.clone(), expected: layer.diff_id, actual: passed.packed })
-        }
+        None if passed.plain == Some(actual) && actual != layer.diff_id => Err(mismatch(layer.diff_id)),
         _ => Ok(()),
     }
 }

@@ -128,7 +128,10 @@ impl Store {
     /// The name in the store that `wanted` means, and its image.
     pub(super) fn find_name(&self, wanted: &str) -> Result<Option<(Reference, Digest)>, StoreError> {
         let Ok(reference) = wanted.parse::<Reference>() else { return Ok(None) };
-        for candidate in reference.candidates() {
+        for candidate in reference.candidates(&self.search) {
+            if let Some(id) = reference.digest().map(|_| self.named(&candidate.stored())).transpose()?.flatten() {
+                return Ok(Some((candidate.stored(), id)));
+            }
             let name = candidate.without_digest();
             let Some(id) = self.named(&name)? else { continue };
             if let Some(pinned) = reference.digest() {
@@ -184,9 +187,9 @@ impl Store {
         } else if let Err(error) = wanted.parse::<Reference>() {
             error.to_string()
         } else if listed.is_empty() {
-            "there are none yet; import one with `podvm image import PATH`".to_owned()
+            "there are none yet; get one with `podvm image fetch NAME` or `podvm image import PATH`".to_owned()
         } else {
-            format!("there are {}{more}; `podvm image import PATH` brings more", listed.join(", "))
+            format!("there are {}{more}; `podvm image fetch NAME` brings more", listed.join(", "))
         };
         StoreError::NotFound { wanted: wanted.to_owned(), hint }
     }

@@ -18,6 +18,7 @@
 //! pod is recorded, and taken alone by removals.
 
 mod error;
+mod fetch;
 mod import;
 mod layer;
 mod lookup;
@@ -34,6 +35,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 pub use error::StoreError;
+pub use fetch::FetchOptions;
 pub use import::{ImportOptions, Imported};
 pub use lookup::{Image, Layer, ResolvedImage};
 pub use remove::{Collected, Removed, Uses};
@@ -43,6 +45,7 @@ use error::at;
 use scratch::Lock;
 
 use crate::digest::Digest;
+use crate::registry::DEFAULT_SEARCH;
 
 /// Where the store is when nothing else is said.
 pub const DEFAULT_ROOT: &str = "/var/lib/podvm/images";
@@ -51,12 +54,14 @@ pub const DEFAULT_ROOT: &str = "/var/lib/podvm/images";
 #[derive(Debug, Clone)]
 pub struct Store {
     root: PathBuf,
+    /// Places at which names without a registry are searched.
+    search: Vec<String>,
 }
 
 impl Store {
     /// Opens the store at `root`, making it if need be.
     pub fn open(root: impl Into<PathBuf>) -> Result<Self, StoreError> {
-        let store = Self { root: root.into() };
+        let store = Self { root: root.into(), search: vec![DEFAULT_SEARCH.to_owned()] };
         if let Some(parent) = store.root.parent() {
             fs::create_dir_all(parent).map_err(at(parent))?;
         }
@@ -66,6 +71,12 @@ impl Store {
             builder.recursive(true).mode(0o700).create(&directory).map_err(at(&directory))?;
         }
         Ok(store)
+    }
+
+    /// The store, in which a name without a registry also finds what is stored under its name at one of these places
+    /// (see [`Reference::candidates`](crate::Reference::candidates)).
+    pub fn searching(self, search: Vec<String>) -> Self {
+        Self { search, ..self }
     }
 
     /// Where the store is.

@@ -14,8 +14,8 @@ const WAITING: usize = 8;
 /// What came by.
 #[derive(Debug)]
 pub struct Passed {
-    /// The digest of the packed bytes, all of which have been read.
-    pub packed: Digest,
+    /// The digest of the packed bytes; none when it was not worth the while to read all of them.
+    pub packed: Option<Digest>,
     /// The digest of the plain bytes, when all of them could be unpacked.
     pub plain: Option<Digest>,
 }
@@ -57,16 +57,17 @@ impl<R: Read, F: Fn(u64)> Read for Counting<R, F> {
 
 /// Gives `consume` the plain bytes of `packed`, and then tells the digests of both.
 ///
-/// When `consume` stops early, the rest is not unpacked but still hashed: a wrong digest explains
-/// most failures. `count` hears how many packed bytes have been read.
+/// When `consume` stops early, the rest is not unpacked but still hashed, if it is no more than `rest`
+/// bytes: a wrong digest explains most failures. `count` hears how many packed bytes have been read.
 pub fn unpack<T>(
     packed: impl Read + Send,
+    rest: u64,
     count: impl Fn(u64) + Send,
     consume: impl FnOnce(&mut dyn Read) -> T,
 ) -> (T, io::Result<Passed>) {
     let (sender, receiver) = sync_channel(WAITING);
     thread::scope(|scope| {
-        let producer = scope.spawn(move || produce(Counting { inner: packed, count }, &sender));
+        let producer = scope.spawn(move || produce(Counting { inner: packed, count }, rest, &sender));
         let mut pieces = Pieces { receiver, piece: io::Cursor::default() };
         let result = consume(&mut pieces);
         drop(pieces);
@@ -75,7 +76,7 @@ pub fn unpack<T>(
     })
 }
 
-fn produce(packed: impl Read, sender: &SyncSender<io::Result<Vec<u8>>>) -> io::Result<Passed> {
+fn produce(packed: impl Read, rest: u64, sender: &SyncSender<io::Result<Vec<u8>>>) -> io::Result<Passed> {
     let mut packed = HashingReader::new(packed);
     let mut buffered = BufReader::with_capacity(PIECE, &mut packed);
     let start = io::BufRead::fill_buf(&mut buffered)?;
@@ -88,10 +89,10 @@ fn produce(packed: impl Read, sender: &SyncSender<io::Result<Vec<u8>>>) -> io::R
         let whole = send_all(&mut plain, sender);
         whole.then(|| plain.finish().0)
     };
-    io::copy(&mut packed, &mut io::sink())?;
-    let packed = packed.finish().0;
+    let is_whole = io::copy(&mut packed.by_ref().take(rest), &mut io::sink())? < rest;
+    let packed = is_whole.then(|| packed.finish().0);
     // Plain bytes need no second look.
-    Ok(Passed { packed, plain: if is_plain { Some(packed) } else { plain } })
+    Ok(Passed { packed, plain: if is_plain { packed } else { plain } })
 }
 
 /// Sends all there is to read. True when it ended well and all was taken.
@@ -122,6 +123,7 @@ mod tests {
     fn read_all(packed: &[u8]) -> (io::Result<Vec<u8>>, Passed) {
         let (result, passed) = unpack(
             packed,
+            u64::MAX,
             |_| {},
             |plain| {
                 let mut all = Vec::new();
@@ -138,7 +140,7 @@ mod tests {
         for packed in [&plain, &zstd] {
             let (result, passed) = read_all(packed);
             assert_eq!(result.unwrap(), plain);
-            assert_eq!(passed.packed, Digest::of(packed));
+            assert_eq!(passed.packed, Some(Digest::of(packed)));
             assert_eq!(passed.plain, Some(Digest::of(&plain)));
         }
     }
@@ -151,7 +153,7 @@ mod tests {
         zstd[at] ^= 0xff;
         let (result, passed) = read_all(&zstd);
         assert!(result.is_err());
-        assert_eq!((passed.packed, passed.plain), (Digest::of(&zstd), None));
+        assert_eq!((passed.packed, passed.plain), (Some(Digest::of(&zstd)), None));
     }
 
     #[test]
@@ -160,12 +162,21 @@ mod tests {
         let zstd = zstd::encode_all(&plain[..], 1).unwrap();
         let ((), passed) = unpack(
             &zstd[..],
+            u64::MAX,
             |_| {},
             |plain| {
                 plain.read_exact(&mut [0; 10]).unwrap();
             },
         );
         let passed = passed.unwrap();
-        assert_eq!((passed.packed, passed.plain), (Digest::of(&zstd), None));
+        assert_eq!((passed.packed, passed.plain), (Some(Digest::of(&zstd)), None));
+    }
+
+    #[test]
+    fn a_long_rest_is_not_read() {
+        let zstd = zstd::encode_all(&vec![0; 2000][..], 1).unwrap();
+        let stream = (&zstd[..]).chain(io::repeat(0));
+        let ((), passed) = unpack(stream, 10_000, |_| {}, |_| ());
+        assert_eq!(passed.unwrap().packed, None);
     }
 }

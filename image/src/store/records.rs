@@ -42,6 +42,9 @@ pub struct NameRecord {
     pub version: u32,
     pub name: Reference,
     pub id: Digest,
+    /// What the name stood for at the registry: a manifest or an index. None when it came from elsewhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<Digest>,
 }
 
 /// `blobs/sha256/….json`.
@@ -119,11 +122,16 @@ impl Store {
 
     /// The image that a name stands for.
     pub(super) fn named(&self, name: &Reference) -> Result<Option<Digest>, StoreError> {
-        Ok(read::<NameRecord>(&self.name_path(name))?.map(|record| record.id))
+        Ok(self.name_record(name)?.map(|record| record.id))
     }
 
-    pub(super) fn set_name(&self, name: &Reference, id: Digest) -> Result<(), StoreError> {
-        let record = NameRecord { version: VERSION, name: name.clone(), id };
+    /// The record of a name.
+    pub(super) fn name_record(&self, name: &Reference) -> Result<Option<NameRecord>, StoreError> {
+        read(&self.name_path(name))
+    }
+
+    pub(super) fn set_name(&self, name: &Reference, id: Digest, digest: Option<Digest>) -> Result<(), StoreError> {
+        let record = NameRecord { version: VERSION, name: name.clone(), id, digest };
         self.write(&self.name_path(name), &record)
     }
 

@@ -6,7 +6,7 @@ use super::*;
 fn images_are_found_by_name_id_and_start_of_an_id() {
     let place = Place::new();
     let message = |wanted: &str| place.store.resolve(wanted).unwrap_err().to_string();
-    assert!(message("etcd").contains("import one with `podvm image import PATH`"));
+    assert!(message("etcd").contains("get one with `podvm image fetch NAME`"));
     let etcd = place.simple("etcd:3.4", "etcd").id;
     place.simple("nginx", "nginx");
     let hex = etcd.hex();

@@ -1,0 +1,137 @@
+//! From an index to the manifest for this machine, and from a manifest to an image. The same wherever the documents are.
+
+use std::path::PathBuf;
+
+use super::error::OciError;
+use super::spec::{ConfigFile, Descriptor, MAX_CONFIG, MAX_MANIFEST, Manifest};
+use super::{Found, Packed, Parts, here, join};
+use crate::digest::Digest;
+
+/// Most indexes on the way to a manifest.
+const MAX_DEPTH: usize = 4;
+
+/// Where documents and layers are found by their descriptors.
+pub trait Documents {
+    /// A document of at most so many bytes, checked against size and digest, and what messages call it.
+    fn document(&self, descriptor: &Descriptor, most: u64, is_manifest: bool) -> Result<(String, Vec<u8>), OciError>;
+
+    /// A layer, not read yet: what messages call it, its digest, and where its bytes come from.
+    fn layer(&self, descriptor: &Descriptor) -> Result<(String, Digest, Packed), OciError>;
+}
+
+pub fn parse<T: serde::de::DeserializeOwned>(file: &str, bytes: &[u8]) -> Result<T, OciError> {
+    serde_json::from_slice(bytes).map_err(|source| OciError::Json { file: file.to_owned(), source })
+}
+
+/// The manifest that an entry stands for on this machine, if it has one. What it has for others comes into `have`.
+pub fn for_this_machine(
+    documents: &dyn Documents,
+    entry: &Descriptor,
+    depth: usize,
+    have: &mut Vec<String>,
+) -> Result<Option<Descriptor>, OciError> {
+    if let Some(platform) = entry.platform.as_ref().filter(|platform| !platform.runs_here()) {
+        have.push(platform.to_string());
+        return Ok(None);
+    }
+    if !is_index(entry) {
+        return Ok(Some(entry.clone()));
+    }
+    if depth == MAX_DEPTH {
+        return Err(OciError::TooDeep { file: entry.digest.clone() });
+    }
+    let (name, bytes) = documents.document(entry, MAX_MANIFEST, true)?;
+    best_of(documents, parse(&name, &bytes)?, depth, have)
+}
+
+/// The best of an index's entries for this machine.
+fn best_of(
+    documents: &dyn Documents,
+    index: Manifest,
+    depth: usize,
+    have: &mut Vec<String>,
+) -> Result<Option<Descriptor>, OciError> {
+    let mut best: Option<(u8, Descriptor)> = None;
+    for inner in index.manifests.unwrap_or_default() {
+        let rank = inner.platform.as_ref().map_or(0, |platform| platform.rank());
+        if best.as_ref().is_some_and(|(least, _)| *least <= rank) {
+            continue;
+        }
+        if let Some(found) = for_this_machine(documents, &inner, depth + 1, have)? {
+            best = Some((rank, found));
+        }
+    }
+    Ok(best.map(|(_, found)| found))
+}
+
+fn is_index(descriptor: &Descriptor) -> bool {
+    matches!(
+        descriptor.media_type.as_str(),
+        "application/vnd.oci.image.index.v1+json" | "application/vnd.docker.distribution.manifest.list.v2+json"
+    )
+}
+
+/// The manifest for this machine, `top` being that or an index that leads to it. Gives its digest too.
+pub fn select(
+    documents: &dyn Documents,
+    place: &str,
+    digest: Digest,
+    top: Vec<u8>,
+) -> Result<(Digest, Vec<u8>), OciError> {
+    let parsed: Manifest = parse(place, &top)?;
+    if parsed.manifests.is_none() {
+        return Ok((digest, top));
+    }
+    let mut have = Vec::new();
+    let chosen = best_of(documents, parsed, 0, &mut have)?;
+    let path = PathBuf::from(place);
+    let chosen = chosen.ok_or_else(|| match have.is_empty() {
+        true => OciError::Empty { path: path.clone() },
+        false => OciError::NoPlatform { path: path.clone(), wanted: here(), have },
+    })?;
+    let (name, bytes) = documents.document(&chosen, MAX_MANIFEST, true)?;
+    let digest = chosen.digest.parse().map_err(|source| OciError::Digest { file: name, source })?;
+    Ok((digest, bytes))
+}
+
+/// The image that a manifest describes. `place` is what messages call it.
+pub fn read_image(
+    documents: &dyn Documents,
+    place: &str,
+    manifest_digest: Option<Digest>,
+    manifest: Vec<u8>,
+) -> Result<Found, OciError> {
+    let parsed: Manifest = parse(place, &manifest)?;
+    let config = parsed.config.ok_or_else(|| OciError::NotAManifest { file: place.to_owned() })?;
+    let (config_name, config_bytes) = documents.document(&config, MAX_CONFIG, false)?;
+    let config_file: ConfigFile = parse(&config_name, &config_bytes)?;
+    let layers = parsed
+        .layers
+        .iter()
+        .map(|layer| {
+            let (name, digest, packed) = documents.layer(layer)?;
+            check_type(layer, &name)?;
+            Ok((name, Some(digest), packed))
+        })
+        .collect::<Result<_, OciError>>()?;
+    let parts = Parts {
+        id: config.digest.parse().map_err(|source| OciError::Digest { file: place.to_owned(), source })?,
+        manifest_digest,
+        manifest,
+        config: config_bytes,
+        config_file,
+        layers,
+        names: Vec::new(),
+    };
+    join(place, parts)
+}
+
+/// Layers must be tars; encrypted ones and other artifacts are refused.
+fn check_type(layer: &Descriptor, file: &str) -> Result<(), OciError> {
+    let media_type = layer.media_type.as_str();
+    let is_tar = media_type.contains("tar") && !media_type.contains("encrypted");
+    if is_tar || media_type.is_empty() {
+        return Ok(());
+    }
+    Err(OciError::LayerType { file: file.to_owned(), media_type: media_type.to_owned() })
+}

@@ -1,0 +1,173 @@
+//! Reading a layer from a registry. A connection that ends early is gone on with where it ended.
+
+use std::io::{self, Read};
+use std::sync::Arc;
+use std::thread::sleep;
+
+use ureq::http::header;
+
+use super::error::RegistryError;
+use super::http::Response;
+use super::repository::Repository;
+use crate::digest::Digest;
+
+/// Bytes after which a connection has been of use, so that attempts are counted anew.
+const PROGRESS: u64 = 256 * 1024;
+
+/// A layer at a registry.
+#[derive(Debug, Clone)]
+pub struct RemoteBlob {
+    pub(crate) repository: Arc<Repository>,
+    pub(crate) digest: Digest,
+    pub(crate) size: u64,
+}
+
+impl RemoteBlob {
+    /// Its bytes, from the first on.
+    pub fn open(&self) -> BlobReader {
+        BlobReader { blob: self.clone(), done: 0, body: None, endpoint: 0, attempts: 0, last_progress: 0, failed: None }
+    }
+
+    fn name(&self) -> String {
+        format!("layer {}", self.digest)
+    }
+}
+
+/// Reads a layer's bytes; exactly as many as its manifest says, or an error.
+pub struct BlobReader {
+    blob: RemoteBlob,
+    done: u64,
+    body: Option<Box<dyn Read + Send>>,
+    /// Which of the repository's endpoints is asked.
+    endpoint: usize,
+    /// Connections without progress.
+    attempts: u32,
+    last_progress: u64,
+    /// The error that every further read gets again.
+    failed: Option<String>,
+}
+
+impl Read for BlobReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if let Some(what) = &self.failed {
+            return Err(io::Error::other(what.clone()));
+        }
+        let left = self.blob.size - self.done;
+        let most = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
+        if most == 0 {
+            return Ok(0);
+        }
+        loop {
+            let result = match &mut self.body {
+                Some(body) => body.read(&mut buffer[..most]),
+                None => match self.connect() {
+                    Ok(()) => continue,
+                    Err(error) => return Err(self.fail(error)),
+                },
+            };
+            match result {
+                Ok(n) if n > 0 => {
+                    self.done += n as u64;
+                    if self.done - self.last_progress >= PROGRESS {
+                        (self.last_progress, self.attempts) = (self.done, 0);
+                    }
+                    return Ok(n);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // Too short, cut, or too slow: go on with another connection.
+                _ => self.body = None,
+            }
+        }
+    }
+}
+
+impl BlobReader {
+    fn fail(&mut self, error: RegistryError) -> io::Error {
+        self.failed = Some(error.to_string());
+        error.into_io()
+    }
+
+    /// Asks for what is missing, of one endpoint after another.
+    fn connect(&mut self) -> Result<(), RegistryError> {
+        let repository = Arc::clone(&self.blob.repository);
+        let http = repository.http();
+        loop {
+            if self.attempts >= http.patience.attempts {
+                let error = self.cut();
+                self.next_endpoint(error)?;
+            }
+            if self.attempts > 0 {
+                sleep(http.backoff(self.attempts));
+            }
+            self.attempts += 1;
+            match self.request() {
+                Ok(()) => return Ok(()),
+                Err(error) => self.next_endpoint(error)?,
+            }
+        }
+    }
+
+    fn cut(&self) -> RegistryError {
+        RegistryError::Cut {
+            what: self.blob.name(),
+            host: self.host(),
+            done: self.done,
+            size: self.blob.size,
+            attempts: self.attempts,
+        }
+    }
+
+    fn host(&self) -> String {
+        self.blob.repository.endpoints()[self.endpoint].host.clone()
+    }
+
+    /// Goes to the next endpoint, or gives `error` back when this was the last.
+    fn next_endpoint(&mut self, error: RegistryError) -> Result<(), RegistryError> {
+        if self.endpoint + 1 >= self.blob.repository.endpoints().len() {
+            return Err(error);
+        }
+        self.endpoint += 1;
+        self.attempts = 0;
+        Ok(())
+    }
+
+    fn request(&mut self) -> Result<(), RegistryError> {
+        let repository = Arc::clone(&self.blob.repository);
+        let response = repository.request_blob(self.endpoint, &self.blob.digest, self.done)?;
+        let size = self.blob.size;
+        match response.status {
+            206 if self.done > 0 => {
+                let start = content_range_start(&response);
+                if start != Some(self.done) {
+                    return Err(repository.status_error(self.endpoint, &self.blob.name(), response));
+                }
+                self.body = Some(Box::new(response.body.into_reader()));
+            }
+            200 => {
+                let length = response.body.content_length();
+                if let Some(actual) = length.filter(|length| *length != size) {
+                    let (what, host) = (self.blob.name(), self.host());
+                    return Err(RegistryError::Size { what, host, expected: size, actual });
+                }
+                let mut body = response.body.into_reader();
+                // It does not know ranges: what is there already comes again.
+                let skipped = io::copy(&mut body.by_ref().take(self.done), &mut io::sink());
+                if skipped.is_ok_and(|skipped| skipped == self.done) {
+                    self.body = Some(Box::new(body));
+                }
+            }
+            416 => {
+                let (what, host) = (self.blob.name(), self.host());
+                return Err(RegistryError::Size { what, host, expected: size, actual: self.done });
+            }
+            _ => return Err(repository.status_error(self.endpoint, &self.blob.name(), response)),
+        }
+        Ok(())
+    }
+}
+
+/// Where the bytes of a partial answer begin.
+fn content_range_start(response: &Response) -> Option<u64> {
+    let range = response.header(header::CONTENT_RANGE)?;
+    range.strip_prefix("bytes ")?.split('-').next()?.parse().ok()
+}

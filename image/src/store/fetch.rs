@@ -1,0 +1,95 @@
+//! Images from registries into the store.
+//!
+//! A layer goes from the connection through its checks straight into its EROFS image; nothing else of it is
+//! written. What a crash leaves are the layers that were whole, which the next fetch does not ask for again.
+
+use super::Store;
+use super::error::{StoreError, at};
+use super::import::{Imported, MAX_WORKERS, Work};
+use super::scratch::sweep;
+use crate::digest::Digest;
+use crate::erofs::Limits;
+use crate::progress::Progress;
+use crate::reference::Reference;
+use crate::registry::{Registries, RegistryError};
+
+/// How an image is to be fetched.
+#[derive(Debug, Clone, Default)]
+pub struct FetchOptions {
+    /// What a layer may be at most.
+    pub limits: Limits,
+}
+
+impl Store {
+    /// Fetches what a name stands for at its registry, unless it is stored. A name without a registry is looked for at
+    /// the places that `registries` searches.
+    ///
+    /// All bytes are checked against their digests. On an error nothing of the image can be found.
+    pub fn fetch(
+        &self,
+        name: &Reference,
+        registries: &Registries,
+        options: &FetchOptions,
+        progress: &dyn Progress,
+    ) -> Result<Imported, StoreError> {
+        let mut tried = Vec::new();
+        let names = registries.full_names(name);
+        for full in &names {
+            match self.fetch_one(full, registries, options, progress) {
+                Err(error) if names.len() > 1 && is_absence(&error) => tried.push(error.to_string()),
+                result => return result,
+            }
+        }
+        Err(RegistryError::NoneHas { wanted: name.to_string(), tried }.into())
+    }
+
+    fn fetch_one(
+        &self,
+        name: &Reference,
+        registries: &Registries,
+        options: &FetchOptions,
+        progress: &dyn Progress,
+    ) -> Result<Imported, StoreError> {
+        let remote = registries.remote(name)?;
+        let stored = name.stored();
+        // What is stored under the name may be what the registry has: then its digest is all that is asked for.
+        if let Some(record) = self.name_record(&stored)?
+            && record.digest.is_some()
+            && let Some(imported) = self.if_complete(&stored, &record.id)?
+            && remote.digest()? == record.digest
+        {
+            return Ok(imported);
+        }
+        let tmp = self.tmp();
+        sweep(&tmp).map_err(at(&tmp))?;
+        let _importing = self.importing()?;
+        let (found, digest) = remote.open()?;
+        let work = Work { limits: &options.limits, most_workers: MAX_WORKERS, progress };
+        self.store_found(&found, vec![stored], Some(digest), &work)
+    }
+
+    /// A stored image, if all of its layers are.
+    fn if_complete(&self, name: &Reference, id: &Digest) -> Result<Option<Imported>, StoreError> {
+        let Some(record) = self.image_record(id)? else { return Ok(None) };
+        let mut unique = record.layers.clone();
+        unique.sort();
+        unique.dedup();
+        for layer in &unique {
+            if self.stored_layer(layer)?.is_none() {
+                return Ok(None);
+            }
+        }
+        let (layers, present) = (unique.len(), unique.len());
+        Ok(Some(Imported { id: *id, names: vec![name.clone()], size: record.size, layers, present }))
+    }
+}
+
+/// Whether the name may be had elsewhere.
+fn is_absence(error: &StoreError) -> bool {
+    use crate::oci::OciError;
+    match error {
+        StoreError::Registry(error) => error.is_absence(),
+        StoreError::Oci(OciError::Registry(error)) => error.is_absence(),
+        _ => false,
+    }
+}
