@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use podvm_image::registry::RegistrySettings;
 use podvm_net::NetworkConfig;
 use podvm_pod::PodsRoot;
 use podvm_pod::stage1::Stage1Choice;
@@ -61,6 +62,8 @@ struct ConfigFile {
     supervisor: Option<PathBuf>,
     /// The built-in network.
     network: NetworkConfig,
+    /// Where images are fetched from.
+    registries: RegistrySettings,
 }
 
 /// All settings, resolved.
@@ -78,6 +81,8 @@ pub struct Config {
     pub supervisor: PathBuf,
     /// The built-in network.
     pub network: NetworkConfig,
+    /// Where images are fetched from.
+    pub registries: RegistrySettings,
 }
 
 impl Config {
@@ -109,6 +114,7 @@ impl Config {
             initramfs: absolute("initramfs", file.initramfs.unwrap_or_else(|| library.join("initramfs.cpio")))?,
             supervisor: absolute("supervisor", file.supervisor.unwrap_or_else(|| library.join("supervisor")))?,
             network: file.network,
+            registries: file.registries,
         })
     }
 
@@ -124,11 +130,13 @@ impl Config {
 }
 
 fn parse(text: &str) -> Result<ConfigFile, String> {
-    toml::from_str(text).map_err(|error: toml::de::Error| {
+    let file: ConfigFile = toml::from_str(text).map_err(|error: toml::de::Error| {
         let line = error.span().map(|span| 1 + text[..span.start].matches('\n').count());
         let place = line.map(|line| format!("line {line}: ")).unwrap_or_default();
         format!("{place}{}", error.message())
-    })
+    })?;
+    file.registries.check().map_err(|error| error.to_string())?;
+    Ok(file)
 }
 
 fn absolute(name: &'static str, path: PathBuf) -> Result<PathBuf, ConfigError> {
@@ -167,6 +175,20 @@ mod tests {
         assert!(message.contains("line 2") && message.contains("colour"), "{message}");
         let message = load("kernel = \"vmlinux\"").unwrap_err().to_string();
         assert!(message.contains("kernel") && message.contains("absolute"), "{message}");
+    }
+
+    #[test]
+    fn registries_are_checked_when_they_are_read() {
+        let config = load("[registries]\nsearch = [\"quay.io/coreos\"]\npull-policy = \"update\"\n").unwrap();
+        assert_eq!(config.registries.search, ["quay.io/coreos"]);
+        for (text, part) in [
+            ("[registries]\nsearch = [\"Not a place\"]", "\"Not a place\""),
+            ("[registries.hosts.\"docker.io\"]\nmirrors = [\"mirror\"]", "\"mirror\" is no HOST"),
+            ("[registries.hosts.\"docker.io\"]\ninsecure = [\"all\"]", "all"),
+        ] {
+            let message = load(text).unwrap_err().to_string();
+            assert!(message.contains(part), "{message}");
+        }
     }
 
     #[test]

@@ -4,14 +4,13 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Result;
-use podvm_image::Store;
 use podvm_net::LeaseDir;
 use podvm_pod::directory::{DirectoryError, Phase, PodState};
 use podvm_pod::timestamp::Timestamp;
 use podvm_pod::{PodDir, Uuid};
 use serde::Serialize;
 
-use super::image::uses;
+use super::image::{open_store, uses};
 use super::{RemoveError, remove};
 use crate::config::Config;
 use crate::duration::Wait;
@@ -86,7 +85,7 @@ pub fn run(args: &GcArgs, config: &Config) -> Result<u8> {
         complain(format!("leases of user IDs: {error}"));
     }
     if config.images().is_dir() {
-        match Store::open(config.images()).and_then(|store| store.gc(&|| uses(&pods))) {
+        match open_store(config).and_then(|store| store.gc(&|| uses(&pods))) {
             Ok(report) => {
                 collected.layers = report.layers;
                 collected.unfinished_imports = report.leftovers;

@@ -21,7 +21,7 @@ pub use error::OciError;
 pub(crate) use files::Files;
 pub use files::Slice;
 pub(crate) use manifest::{Documents, read_image, select};
-pub(crate) use spec::{ConfigFile, Descriptor, Platform};
+pub(crate) use spec::{ConfigFile, Descriptor, HistoryEntry, Platform};
 pub use spec::{ImageConfig, MAX_CONFIG, MAX_LAYERS, MAX_MANIFEST, host_architecture};
 
 use crate::digest::Digest;

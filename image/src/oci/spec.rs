@@ -88,6 +88,21 @@ pub struct ConfigFile {
     #[serde(default, deserialize_with = "or_default")]
     pub config: ImageConfig,
     pub rootfs: RootFs,
+    #[serde(default, deserialize_with = "or_default")]
+    pub history: Vec<HistoryEntry>,
+}
+
+/// A step by which an image was built (image-spec, config.md, "history").
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct HistoryEntry {
+    pub created: Option<String>,
+    #[serde(deserialize_with = "or_default")]
+    pub created_by: String,
+    #[serde(deserialize_with = "or_default")]
+    pub comment: String,
+    #[serde(deserialize_with = "or_default")]
+    pub empty_layer: bool,
 }
 
 /// The layers by the digests of their uncompressed form, lowest first.

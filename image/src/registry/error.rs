@@ -35,13 +35,13 @@ pub enum RegistryError {
         what: String,
     },
     /// The registry does not have it, or does not say so to everyone.
-    #[error("{what} is not at {host}{login}")]
+    #[error("{host} has no {what}{login}; check the name and its tag")]
     NotFound {
         /// What was asked for.
         what: String,
         /// Who was asked.
         host: String,
-        /// What might help; begins with a semicolon, or empty.
+        /// ` for this login`, or empty.
         login: String,
     },
     /// A name without a registry, and none of those searched has it.

@@ -276,7 +276,10 @@ fn explain(url: &Url, error: &ureq::Error) -> (RegistryError, bool) {
                     | io::ErrorKind::NetworkUnreachable
                     | io::ErrorKind::PermissionDenied
             );
-            (connect(format!("no connection: {error}")), !hopeless)
+            let message = error.to_string();
+            // The resolver has made its own attempts.
+            let no_address = message.starts_with("failed to lookup address");
+            (connect(format!("no connection: {message}")), !hopeless && !no_address)
         }
         ureq::Error::HostNotFound => (connect("there is no host of that name".to_owned()), false),
         ureq::Error::Timeout(_) => (connect("no answer in time".to_owned()), true),

@@ -18,6 +18,8 @@ mod http;
 mod image;
 mod repository;
 mod settings;
+#[cfg(test)]
+mod tests;
 mod url;
 
 use std::sync::Arc;
@@ -25,13 +27,14 @@ use std::sync::Arc;
 pub use blob::RemoteBlob;
 pub use credentials::{Credentials, Login, Secret};
 pub use error::RegistryError;
-pub use settings::{DEFAULT_SEARCH, HostSettings, Insecure, Patience, RegistrySettings};
+pub use settings::{DEFAULT_SEARCH, HostSettings, Insecure, Patience, PullPolicy, RegistrySettings};
 
 use crate::digest::Digest;
 use crate::oci::{Found, OciError};
 use crate::reference::{DEFAULT_TAG, Reference};
 use http::Http;
 use repository::{Endpoint, Repository};
+use settings::place_of;
 
 /// Everything that is known of registries, and the connections to them.
 #[derive(Debug, Clone)]
@@ -63,11 +66,9 @@ impl Registries {
         let host = name.domain().unwrap_or("docker.io");
         let mut endpoints = Vec::new();
         for mirror in self.settings.hosts.get(host).iter().flat_map(|host| &host.mirrors) {
-            let wrong = || RegistryError::Setting { setting: "mirror", value: mirror.clone() };
-            // Read as a name, so that it has the form of one.
-            let place: Reference = format!("{mirror}/x").parse().map_err(|_| wrong())?;
-            let prefix = place.path().strip_suffix('x').unwrap_or_default();
-            endpoints.push(Endpoint::new(place.domain().ok_or_else(wrong)?, &format!("{prefix}{}", name.path())));
+            let (host, folder) = place_of("mirror", mirror)?;
+            let path = if folder.is_empty() { name.path().to_owned() } else { format!("{folder}/{}", name.path()) };
+            endpoints.push(Endpoint::new(&host, &path));
         }
         endpoints.push(Endpoint::new(host, name.path()));
         let repository = Repository::new(Arc::clone(&self.http), self.credentials.clone(), endpoints);

@@ -18,29 +18,70 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use super::error::RegistryError;
+use crate::reference::Reference;
+
 /// Where names without a registry are looked for when nothing else is said.
 pub const DEFAULT_SEARCH: &str = "docker.io/library";
 
 /// The `[registries]` table.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct RegistrySettings {
     /// Places, `HOST` or `HOST/PATH`, where a name without a registry is looked for, in this order. A name with a
     /// slash in it is looked for at the host itself.
     pub search: Vec<String>,
+    /// When images are asked for that may be stored already.
+    pub pull_policy: PullPolicy,
     /// What is particular to single registries, by host and port as image names have them.
     pub hosts: BTreeMap<String, HostSettings>,
 }
 
 impl Default for RegistrySettings {
     fn default() -> Self {
-        Self { search: vec![DEFAULT_SEARCH.to_owned()], hosts: BTreeMap::new() }
+        Self { search: vec![DEFAULT_SEARCH.to_owned()], pull_policy: PullPolicy::New, hosts: BTreeMap::new() }
     }
+}
+
+impl RegistrySettings {
+    /// Whether all places named are ones.
+    ///
+    /// # Errors
+    /// [`RegistryError::Setting`] names one that is not.
+    pub fn check(&self) -> Result<(), RegistryError> {
+        let mirrors = self.hosts.values().flat_map(|host| host.mirrors.iter().map(|place| ("mirror", place)));
+        for (setting, place) in self.search.iter().map(|place| ("search", place)).chain(mirrors) {
+            place_of(setting, place)?;
+        }
+        Ok(())
+    }
+}
+
+/// Host and path of a place such as `mirror.example:5000/hub`.
+pub(super) fn place_of(setting: &'static str, place: &str) -> Result<(String, String), RegistryError> {
+    let wrong = || RegistryError::Setting { setting, value: place.to_owned() };
+    // Read as an image's name, so that it has the form of one.
+    let name: Reference = format!("{place}/x").parse().map_err(|_| wrong())?;
+    let path = name.path().strip_suffix('x').unwrap_or_default().trim_end_matches('/');
+    Ok((name.domain().ok_or_else(wrong)?.to_owned(), path.to_owned()))
+}
+
+/// When a registry is asked for an image that is named.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PullPolicy {
+    /// When it is not stored.
+    #[default]
+    New,
+    /// Always; what is stored is used if it is what the registry has.
+    Update,
+    /// Never.
+    Never,
 }
 
 /// What is particular to one registry.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct HostSettings {
     /// Registries, `HOST` or `HOST/PATH`, that are asked before this one. What they have is below their path under the
     /// same name.

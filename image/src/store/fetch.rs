@@ -6,6 +6,7 @@
 use super::Store;
 use super::error::{StoreError, at};
 use super::import::{Imported, MAX_WORKERS, Work};
+use super::records::NameRecord;
 use super::scratch::sweep;
 use crate::digest::Digest;
 use crate::erofs::Limits;
@@ -18,6 +19,17 @@ use crate::registry::{Registries, RegistryError};
 pub struct FetchOptions {
     /// What a layer may be at most.
     pub limits: Limits,
+}
+
+/// Where an image has come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// It is not stored.
+    NotStored,
+    /// It was imported, or named by its ID, so that no registry can be asked whether it is the latest.
+    Elsewhere,
+    /// From a registry, by this name.
+    Fetched(Reference),
 }
 
 impl Store {
@@ -41,6 +53,21 @@ impl Store {
             }
         }
         Err(RegistryError::NoneHas { wanted: name.to_string(), tried }.into())
+    }
+
+    /// Where a stored image has come from.
+    pub fn origin(&self, wanted: &str) -> Result<Origin, StoreError> {
+        match self.find_name(wanted)? {
+            Some((name, _)) => match self.name_record(&name)? {
+                Some(NameRecord { digest: Some(_), .. }) => Ok(Origin::Fetched(name)),
+                _ => Ok(Origin::Elsewhere),
+            },
+            None => match self.find_id(wanted) {
+                Ok(_) => Ok(Origin::Elsewhere),
+                Err(StoreError::NotFound { .. }) => Ok(Origin::NotStored),
+                Err(error) => Err(error),
+            },
+        }
     }
 
     fn fetch_one(

@@ -1,13 +1,14 @@
 //! Finding images: by name, by id, by the start of an id. Reads a few small files, however large the images are.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::Store;
-use super::error::StoreError;
+use super::error::{StoreError, at};
 use super::records::ImageRecord;
 use super::scratch::Lock;
 use crate::digest::Digest;
-use crate::oci::ImageConfig;
+use crate::oci::{ConfigFile, HistoryEntry, ImageConfig};
 use crate::reference::Reference;
 
 /// Fewest hex digits that count as the start of an id: shorter ones are more often mistyped names.
@@ -47,6 +48,19 @@ pub struct Layer {
     pub path: PathBuf,
     /// Its size in bytes, a multiple of 4096.
     pub size: u64,
+}
+
+/// A step by which an image was built.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Step {
+    /// When, in its maker's words.
+    pub created: Option<String>,
+    /// The command; empty when it is not known.
+    pub created_by: String,
+    /// What its maker says of it.
+    pub comment: String,
+    /// The layer that it made, if any, and the layer's size in the store.
+    pub layer: Option<(Digest, u64)>,
 }
 
 /// An image to run a pod from. While this lives, the image cannot be removed.
@@ -108,6 +122,28 @@ impl Store {
             key(a).cmp(&key(b))
         });
         Ok(images)
+    }
+
+    /// How an image was built, the first step first. Layers of which the image tells nothing are steps without words.
+    pub fn history(&self, wanted: &str) -> Result<Vec<Step>, StoreError> {
+        let id = self.find_id(wanted)?;
+        let record = self.image_record(&id)?.ok_or_else(|| self.not_found(wanted))?;
+        let path = self.config_path(&id);
+        let config = fs::read(&path).map_err(at(&path))?;
+        let config: ConfigFile =
+            serde_json::from_slice(&config).map_err(|source| StoreError::Damaged { path, source })?;
+        let mut layers = record.layers.iter();
+        let mut steps = Vec::new();
+        let sized = |layer: &Digest| Ok::<_, StoreError>((*layer, self.stored_layer(layer)?.unwrap_or(0)));
+        for entry in config.history {
+            let layer = if entry.empty_layer { None } else { layers.next().map(sized).transpose()? };
+            let HistoryEntry { created, created_by, comment, .. } = entry;
+            steps.push(Step { created, created_by, comment, layer });
+        }
+        for layer in layers {
+            steps.push(Step { layer: Some(sized(layer)?), ..Step::default() });
+        }
+        Ok(steps)
     }
 
     /// An image's configuration as it came, byte for byte: the digest of it is the image's id.

@@ -35,9 +35,9 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 pub use error::StoreError;
-pub use fetch::FetchOptions;
+pub use fetch::{FetchOptions, Origin};
 pub use import::{ImportOptions, Imported};
-pub use lookup::{Image, Layer, ResolvedImage};
+pub use lookup::{Image, Layer, ResolvedImage, Step};
 pub use remove::{Collected, Removed, Uses};
 pub use verify::Problem;
 

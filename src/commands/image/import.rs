@@ -1,38 +1,36 @@
 //! `podvm image import`.
 
-use std::io::{self, IsTerminal, Write};
-use std::path::PathBuf;
-use std::sync::Mutex;
-use std::sync::PoisonError;
-use std::time::{Duration, Instant};
+use std::io;
 
-use anyhow::Result;
-use podvm_image::{Event, ImageSource, ImportOptions, Progress, Reference, Silent, Store};
-use podvm_pod::manifest::ByteSize;
+use anyhow::{Result, bail};
+use podvm_image::source::STDIN;
+use podvm_image::{ImageSource, ImportOptions, Reference, Store};
 use serde::Serialize;
 
-use crate::output::{Format, OutputArgs, print};
-
-/// Shortest time between two lines of progress.
-const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
+use super::progress::Watch;
+use crate::output::{OutputArgs, print};
 
 const EXAMPLES: &str = "\
 Examples:
   podvm image import ./etcd                        an OCI layout, a directory
   podvm image import ./images.tar:redis:7          one image of several in an archive
-  podvm image import docker-archive:x.tar --name localhost/x";
+  podvm image import docker-archive:x.tar --name localhost/x
+  docker save redis | podvm image import -";
 
 /// Options of `podvm image import`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct ImportArgs {
-    /// Directory or archive, with an optional :NAME that chooses one of several images; oci:, oci-archive: or
+    /// Directory or archive, - for an archive from standard input; with an optional :NAME that chooses one of several images; oci:, oci-archive: or
     /// docker-archive: before it says which form it is to be read in
     #[arg(value_name = "PATH")]
     pub path: String,
     /// Name to store the image under, instead of those it brings
     #[arg(long, value_name = "NAME")]
     pub name: Option<Reference>,
+    /// Do not show how far it is
+    #[arg(long, short)]
+    pub quiet: bool,
     /// Form of the output.
     #[command(flatten)]
     pub output: OutputArgs,
@@ -49,19 +47,17 @@ struct Report {
 
 /// Imports an image.
 pub fn run(args: &ImportArgs, store: &Store) -> Result<u8> {
-    let (format, path) = match ImageSource::parse_path(&args.path) {
-        ImageSource::Path { format, path } => (format, path),
-        ImageSource::Stored(path) => (podvm_image::Format::Any, PathBuf::from(path)),
+    let ImageSource::Path { format, path } = ImageSource::parse_path(&args.path) else {
+        bail!("{} is not the path of an image", args.path)
     };
     let options = ImportOptions { format, name: args.name.clone(), ..ImportOptions::default() };
-    let imported = if io::stderr().is_terminal() && args.output.output == Format::Table {
-        let bar = Bar::default();
-        let imported = store.import(&path, &options, &bar);
-        bar.clear();
-        imported?
-    } else {
-        store.import(&path, &options, &Silent)?
+    let watch = Watch::new(args.quiet);
+    let imported = match path.as_os_str() == STDIN {
+        true => store.import_stream(&mut io::stdin().lock(), "standard input", &options, &watch),
+        false => store.import(&path, &options, &watch),
     };
+    drop(watch);
+    let imported = imported?;
     let report = Report {
         id: imported.id.to_string(),
         names: imported.names.iter().map(ToString::to_string).collect(),
@@ -74,36 +70,4 @@ pub fn run(args: &ImportArgs, store: &Store) -> Result<u8> {
         format!("{names}{}\n", report.id)
     })?;
     Ok(0)
-}
-
-/// One line on the terminal that says how far the import is.
-#[derive(Default)]
-struct Bar(Mutex<Reached>);
-
-#[derive(Default)]
-struct Reached {
-    total: u64,
-    read: u64,
-    shown: Option<Instant>,
-}
-
-impl Progress for Bar {
-    fn event(&self, event: Event) {
-        let mut reached = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match event {
-            Event::Begin { bytes, .. } => reached.total = bytes,
-            Event::Present { bytes, .. } | Event::Read { bytes, .. } => reached.read += bytes,
-            Event::Stored { .. } => return,
-        }
-        if reached.shown.is_none_or(|shown| shown.elapsed() >= PROGRESS_INTERVAL) {
-            reached.shown = Some(Instant::now());
-            let _ = write!(io::stderr(), "\r\x1b[K{} of {}", ByteSize(reached.read), ByteSize(reached.total));
-        }
-    }
-}
-
-impl Bar {
-    fn clear(&self) {
-        let _ = write!(io::stderr(), "\r\x1b[K");
-    }
 }

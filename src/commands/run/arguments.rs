@@ -9,6 +9,8 @@ use podvm_pod::manifest::{
 };
 use podvm_pod::stage1::Stage1Choice;
 
+use crate::commands::image::registries::RegistryArgs;
+
 const POD: &str = "Pod options (before the first ---)";
 const APP: &str = "App options (for each image)";
 
@@ -78,6 +80,9 @@ pub struct RunArgs {
     /// Say nothing but what the apps say, and errors
     #[arg(long, short, help_heading = POD)]
     pub quiet: bool,
+    /// From where images are fetched, and when.
+    #[command(flatten, next_help_heading = POD)]
+    pub registry: RegistryArgs,
     /// The first app.
     #[command(flatten)]
     pub app: AppArgs,
@@ -89,7 +94,8 @@ pub struct RunArgs {
 /// One app of a pod.
 #[derive(Debug, Clone, Args)]
 pub struct AppArgs {
-    /// Image to run: a name, or the beginning of an image's ID; `podvm image list` shows them
+    /// Image to run: a name, which is fetched if it is not stored, the beginning of a stored image's ID, or the path of an
+    /// OCI layout or archive
     #[arg(value_name = "IMAGE")]
     pub image: String,
     /// Arguments for the image's program, instead of those the image gives

@@ -17,6 +17,7 @@ use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use podvm_image::source::STDIN;
 use podvm_image::{ImageSource, ImportOptions, ResolvedImage, Silent, Store};
 use podvm_pod::directory::PreparedPod;
 use podvm_pod::manifest::{AppImage, PodManifest};
@@ -29,6 +30,8 @@ use podvm_stage1_ns::NsStage1;
 pub use arguments::{AppArgs, RunArgs};
 use image::ImageSettings;
 
+use crate::commands::image::fetch::Fetcher;
+use crate::commands::image::open_store;
 use crate::commands::remove;
 use crate::config::Config;
 use crate::report;
@@ -36,11 +39,12 @@ use crate::stage1::{Chosen, choose};
 
 /// Runs a pod; returns its exit code.
 pub fn run(args: &RunArgs, config: &Config) -> Result<u8> {
-    let store = Store::open(config.images())?;
+    let store = open_store(config)?;
+    let fetcher = Fetcher::new(&store, &args.registry, config, args.quiet);
     let mut images = Vec::new();
     let mut holds = Vec::new();
     for app in args.apps() {
-        let (image, resolved) = resolve(&store, &app.image)?;
+        let (image, resolved) = resolve(&fetcher, &store, &app.image)?;
         images.push(ImageSettings::read(image, &resolved.config)?);
         holds.push(resolved);
     }
@@ -62,15 +66,19 @@ pub fn run(args: &RunArgs, config: &Config) -> Result<u8> {
     Ok(outcome.code)
 }
 
-/// Finds an image in the store, or imports it first when it is named by its path.
-fn resolve(store: &Store, wanted: &str) -> Result<(AppImage, ResolvedImage)> {
-    let (resolved, name) = match ImageSource::parse(wanted) {
-        ImageSource::Stored(wanted) => {
-            let resolved = store.resolve(&wanted)?;
+/// Finds an image in the store, or fetches it first; imports it when it is named by its path.
+fn resolve(fetcher: &Fetcher<'_>, store: &Store, wanted: &str) -> Result<(AppImage, ResolvedImage)> {
+    let (resolved, name) = match ImageSource::parse(wanted)? {
+        ImageSource::Registry(name) => (fetcher.resolve(&name.to_string())?, name.to_string()),
+        ImageSource::Named(wanted) => {
+            let resolved = fetcher.resolve(&wanted)?;
             // An ID says nothing to who reads it later.
             let is_id = resolved.id.hex().starts_with(wanted.trim_start_matches("sha256:"));
             let known = if is_id { store.find(&wanted)?.names } else { Vec::new() };
             (resolved, known.first().map_or(wanted, ToString::to_string))
+        }
+        ImageSource::Path { path, .. } if path.as_os_str() == STDIN => {
+            anyhow::bail!("standard input is the app's; import the image first: `podvm image import -`")
         }
         ImageSource::Path { format, path } => {
             let imported = store.import(&path, &ImportOptions { format, ..ImportOptions::default() }, &Silent)?;

@@ -19,7 +19,9 @@ fn refused(host: &Host, words: &[&str], parts: &[&str]) {
 #[test]
 fn an_image_that_is_not_there_is_named() {
     let host = Host::empty();
-    refused(&host, &["run", "nosuch"], &["nosuch", "podvm image import"]);
+    refused(&host, &["run", "--pull-policy=never", "nosuch"], &["nosuch", "podvm image fetch"]);
+    let message = ["image 127.0.0.1:9/nosuch cannot be fetched", "Connection refused"];
+    refused(&host, &["run", "127.0.0.1:9/nosuch"], &message);
 }
 
 #[test]

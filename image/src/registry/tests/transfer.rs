@@ -1,0 +1,200 @@
+//! Connections that end early, stand still, or are not to be had; and layers that need none.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::*;
+
+/// Serves an image of one large layer, answering its nth request by `answer`.
+fn with_layer_answers(answer: impl Fn(usize, &Seen, &[u8]) -> Reply + Send + Sync + 'static) -> (Server, Digest) {
+    let (content, layers) = Content::image(Packing::Gzip, &[large_layer(2)]);
+    let layer = layers[0];
+    let count = AtomicUsize::new(0);
+    let server = Server::start(move |seen| match seen.path.contains(&layer.hex()) {
+        true => answer(count.fetch_add(1, Ordering::SeqCst), seen, &content.blobs[&layer]),
+        false => content.answer(seen),
+    });
+    (server, layer)
+}
+
+fn fetched(server: &Server) {
+    let place = Place::new();
+    place.fetch(&format!("{}/app", server.host())).unwrap();
+    place.assert_clean();
+}
+
+#[test]
+fn a_connection_that_ends_early_is_gone_on_with_where_it_ended() {
+    let (server, layer) = with_layer_answers(|_, seen, bytes| Reply::part(seen, bytes).cut(1 << 20));
+    fetched(&server);
+    let froms: Vec<usize> =
+        server.seen().iter().filter(|seen| seen.path.contains(&layer.hex())).map(Seen::from).collect();
+    assert_eq!(froms, [0, 1 << 20, 2 << 20, 3 << 20], "each asks for what is missing only");
+}
+
+#[test]
+fn a_registry_that_knows_no_ranges_sends_it_all_again() {
+    let (server, layer) = with_layer_answers(|number, _, bytes| {
+        let whole = Reply::new(200, bytes);
+        if number < 2 { whole.cut((1 << 20) + number) } else { whole }
+    });
+    fetched(&server);
+    assert_eq!(server.count(&layer.hex()), 3);
+}
+
+#[test]
+fn a_connection_that_stands_still_is_given_up_and_gone_on_with() {
+    let (server, _) = with_layer_answers(|number, seen, bytes| {
+        let mut reply = Reply::part(seen, bytes);
+        if number == 0 {
+            reply.stall = Some((2 << 20, Duration::from_secs(3)));
+        }
+        reply
+    });
+    let start = std::time::Instant::now();
+    fetched(&server);
+    assert!(start.elapsed() < Duration::from_millis(2500), "it did not wait for the connection's end");
+}
+
+#[test]
+fn without_any_progress_it_is_over_after_some_attempts() {
+    let (server, layer) = with_layer_answers(|_, seen, bytes| Reply::part(seen, bytes).cut(100));
+    let error = Place::new().error(&format!("{}/app", server.host()));
+    assert!(error.contains("the connection ended after 400 of ") && error.contains("4 times"), "{error}");
+    assert_eq!(server.count(&layer.hex()), 4);
+}
+
+#[test]
+fn passing_errors_are_asked_again_and_waits_are_kept() {
+    let (server, layer) = with_layer_answers(|number, seen, bytes| match number {
+        0 => Reply::new(503, ""),
+        1 => Reply::new(429, "").header("Retry-After", 1),
+        _ => Reply::part(seen, bytes),
+    });
+    let start = std::time::Instant::now();
+    fetched(&server);
+    assert!(start.elapsed() >= Duration::from_secs(1));
+    assert_eq!(server.count(&layer.hex()), 3);
+}
+
+#[test]
+fn a_wait_that_is_too_long_is_told_and_not_waited_for() {
+    let (server, _) = with_layer_answers(|_, _, _| Reply::new(429, "").header("Retry-After", 9999));
+    let error = Place::new().error(&format!("{}/app", server.host()));
+    assert!(error.contains("asks to wait 9999 s") && error.contains("log in"), "{error}");
+}
+
+#[test]
+fn lasting_errors_are_told_in_the_registrys_words() {
+    let (server, _) =
+        with_layer_answers(|_, _, _| Reply::new(500, r#"{"errors":[{"code":"OOPS","message":"the disk is gone"}]}"#));
+    let error = Place::new().error(&format!("{}/app", server.host()));
+    assert!(error.contains("answers 500: the disk is gone"), "{error}");
+    assert_eq!(server.count("/blobs/"), 5, "four attempts for the layer, one for the configuration");
+}
+
+#[test]
+fn what_is_stored_is_not_fetched_again() {
+    let layers = [layer("base"), layer("top")];
+    let (content, digests) = Content::image(Packing::Zstd, &layers);
+    let (derived, more) = Content::image(Packing::Zstd, &[layer("base"), layer("top"), layer("more")]);
+    let (server, other) = (content.serve(), derived.serve());
+    let place = Place::new();
+    let name = format!("{}/app", server.host());
+    assert_eq!(place.fetch(&name).unwrap().present, 0);
+    let before = server.seen().len();
+    assert_eq!(place.fetch(&name).unwrap().present, 2);
+    let methods: Vec<String> = server.seen()[before..].iter().map(|seen| seen.method.clone()).collect();
+    assert_eq!(methods, ["HEAD"], "one question tells that nothing is new");
+    assert_eq!(place.fetch(&format!("{}/app", other.host())).unwrap().present, 2);
+    assert_eq!(digests[0], more[0]);
+    assert_eq!([0, 1, 2].map(|number| other.count(&more[number].hex())), [0, 0, 1]);
+    place.assert_clean();
+}
+
+#[test]
+fn many_who_fetch_one_image_all_win_and_each_layer_comes_once() {
+    let layers: Vec<Vec<u8>> = (10..14).map(large_layer).collect();
+    let (content, digests) = Content::image(Packing::Plain, &layers);
+    let server = content.serve();
+    let place = Place::new();
+    std::thread::scope(|scope| {
+        for _ in 0..5 {
+            scope.spawn(|| place.fetch(&format!("{}/app", server.host())).unwrap());
+        }
+    });
+    for digest in digests {
+        assert_eq!(server.count(&digest.hex()), 1);
+    }
+    place.assert_clean();
+}
+
+#[test]
+fn frames_that_decoders_pass_over_are_tolerated() {
+    // As zstd:chunked has them: a skippable frame in front, and the table of contents as another behind the data.
+    let skippable = |bytes: &[u8]| [&[0x50, 0x2a, 0x4d, 0x18, bytes.len() as u8, 0, 0, 0][..], bytes].concat();
+    let plain = layer("x");
+    let packed = [skippable(b"front"), zstd::encode_all(&plain[..], 3).unwrap(), skippable(b"contents")].concat();
+    let mut layout = Layout::new();
+    let config = layout.blob(
+        "application/vnd.oci.image.config.v1+json",
+        crate::oci::fixture::config(crate::oci::host_architecture(), &[Digest::of(&plain)]),
+    );
+    let layer = layout.blob("application/vnd.oci.image.layer.v1.tar+zstd", packed);
+    let manifest = serde_json::json!({"schemaVersion": 2, "config": config, "layers": [layer]});
+    let manifest = layout.blob("application/vnd.oci.image.manifest.v1+json", manifest.to_string().into_bytes());
+    let top = serde_json::from_value(manifest["digest"].clone()).unwrap();
+    fetched(&Content::new(&layout, top).serve());
+}
+
+/// Kills are tried at many moments: see the store's tests of crashes.
+#[test]
+#[ignore = "the child process of the test below"]
+fn fetcher_that_is_killed() {
+    let root = std::env::var_os("PODVM_TEST_STORE").expect("run by the test below");
+    let name = std::env::var("PODVM_TEST_NAME").expect("run by the test below");
+    let place = Place { store: Store::open(root).unwrap(), ..Place::new() };
+    place.fetch(&name).unwrap();
+}
+
+#[test]
+fn a_fetch_that_is_killed_leaves_a_clean_store_and_whole_layers_stay() {
+    let layers = [layer("small"), large_layer(20), large_layer(21)];
+    let (content, digests) = Content::image(Packing::Plain, &layers);
+    let slow = Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let (is_slow, large) = (Arc::clone(&slow), digests[1..].to_vec());
+    let server = Server::start(move |seen| {
+        let mut reply = content.answer(seen);
+        let is_large = large.iter().any(|digest| seen.path.contains(&digest.hex()));
+        if is_large && is_slow.load(Ordering::SeqCst) {
+            reply.stall = Some((1 << 20, Duration::from_secs(30)));
+        }
+        reply
+    });
+    let place = Place::new();
+    let name = format!("{}/app", server.host());
+    let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "registry::tests::transfer::fetcher_that_is_killed", "--ignored"])
+        .env("PODVM_TEST_STORE", place.store.root())
+        .env("PODVM_TEST_NAME", &name)
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let is_under_way = || digests[1..].iter().all(|digest| server.count(&digest.hex()) > 0);
+    let has_first = || std::fs::read_dir(place.store.root().join("blobs/sha256")).unwrap().count() == 2;
+    for _ in 0..1000 {
+        if is_under_way() && has_first() {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(is_under_way() && has_first());
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(std::fs::read_dir(place.store.root().join("tmp")).unwrap().count() > 0, "it was killed while it wrote");
+    let problems = place.store.verify(false).unwrap();
+    assert!(problems.is_empty(), "{problems:?}");
+    slow.store(false, Ordering::SeqCst);
+    assert_eq!(place.fetch(&name).unwrap().present, 1);
+    assert_eq!(server.count(&digests[0].hex()), 1, "the layer that was whole is not fetched again");
+    place.assert_clean();
+}

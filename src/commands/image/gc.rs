@@ -1,0 +1,91 @@
+//! `podvm image gc` and `podvm image prune`. Neither removes what a pod uses.
+
+use anyhow::Result;
+use podvm_image::{Image, Store, StoreError};
+use podvm_pod::PodsRoot;
+use podvm_pod::manifest::ByteSize;
+use podvm_pod::timestamp::Timestamp;
+use serde::Serialize;
+
+use super::uses;
+use crate::duration::Wait;
+use crate::output::{OutputArgs, print};
+
+/// Options of `podvm image gc`.
+#[derive(Debug, clap::Args)]
+pub struct GcArgs {
+    /// Also remove images that came longer ago than this, such as 24h or 30m, and that no pod uses
+    #[arg(long, value_name = "TIME")]
+    pub grace_period: Option<Wait>,
+    /// Form of the output.
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// Options of `podvm image prune`.
+#[derive(Debug, clap::Args)]
+pub struct PruneArgs {
+    /// Remove all images that no pod uses, also those with names
+    #[arg(long, short)]
+    pub all: bool,
+    /// Form of the output.
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+#[derive(Debug, Default, Serialize)]
+struct Collected {
+    /// Ids of images.
+    images: Vec<String>,
+    /// Number of layers.
+    layers: usize,
+    freed_bytes: u64,
+    /// Files of imports and fetches that were cut short.
+    unfinished_imports: usize,
+}
+
+/// Removes what no image needs, and images of a certain age.
+pub fn run(args: &GcArgs, store: &Store, pods: &PodsRoot) -> Result<u8> {
+    let now = Timestamp::now().seconds();
+    let is_old = |image: &Image| {
+        args.grace_period.as_ref().is_some_and(|grace| now.saturating_sub(image.imported) >= grace.0.as_secs())
+    };
+    collect(store, pods, args.output, &is_old)
+}
+
+/// Removes images that have no name, or all.
+pub fn prune(args: &PruneArgs, store: &Store, pods: &PodsRoot) -> Result<u8> {
+    collect(store, pods, args.output, &|image| args.all || image.names.is_empty())
+}
+
+fn collect(store: &Store, pods: &PodsRoot, output: OutputArgs, is_due: &dyn Fn(&Image) -> bool) -> Result<u8> {
+    let mut collected = Collected::default();
+    for image in store.list()?.into_iter().filter(is_due) {
+        // An ID takes all names with it.
+        match store.remove(&image.id.to_string(), &|| uses(pods)) {
+            Ok(removed) => {
+                collected.images.push(removed.id.to_string());
+                collected.layers += removed.collected.layers;
+                collected.freed_bytes += removed.collected.bytes;
+            }
+            // In use, or gone meanwhile.
+            Err(StoreError::InUse { .. } | StoreError::NotFound { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let rest = store.gc(&|| uses(pods))?;
+    collected.layers += rest.layers;
+    collected.freed_bytes += rest.bytes;
+    collected.unfinished_imports = rest.leftovers;
+    print(output, &collected, |collected| {
+        let mut text: String = collected.images.iter().map(|id| format!("{id}\n")).collect();
+        if collected.layers > 0 {
+            text.push_str(&format!("{} layers, {}\n", collected.layers, ByteSize(collected.freed_bytes)));
+        }
+        if collected.unfinished_imports > 0 {
+            text.push_str(&format!("{} unfinished imports\n", collected.unfinished_imports));
+        }
+        text
+    })?;
+    Ok(0)
+}

@@ -1,0 +1,57 @@
+//! `podvm image list`.
+
+use anyhow::Result;
+use podvm_image::{Image, Store};
+use podvm_pod::manifest::ByteSize;
+use podvm_pod::timestamp::Timestamp;
+use serde::Serialize;
+
+use crate::output::{OutputArgs, joined, print, table};
+
+/// Options of `podvm image list`.
+#[derive(Debug, clap::Args)]
+pub struct ListArgs {
+    /// Form of the output.
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// An image in the list.
+#[derive(Debug, Serialize)]
+struct Listed {
+    id: String,
+    names: Vec<String>,
+    architecture: String,
+    created: Option<String>,
+    imported: String,
+    size_bytes: u64,
+    layers: usize,
+}
+
+impl From<Image> for Listed {
+    fn from(image: Image) -> Self {
+        Self {
+            id: image.id.to_string(),
+            names: image.names.iter().map(ToString::to_string).collect(),
+            architecture: image.architecture,
+            created: image.created,
+            imported: Timestamp::from_seconds(image.imported).to_string(),
+            size_bytes: image.size,
+            layers: image.layers.len(),
+        }
+    }
+}
+
+/// Lists images, by name; those without one last.
+pub fn run(args: &ListArgs, store: &Store) -> Result<u8> {
+    let images: Vec<Listed> = store.list()?.into_iter().map(Listed::from).collect();
+    print(args.output, &images, |images| {
+        let rows = images.iter().map(|image| {
+            let id = image.id.trim_start_matches("sha256:").chars().take(12).collect();
+            let size = ByteSize(image.size_bytes).to_string();
+            [joined(image.names.iter().cloned()), id, size, image.layers.to_string(), image.imported.clone()]
+        });
+        table(["name", "id", "size", "layers", "imported"], rows)
+    })?;
+    Ok(0)
+}
