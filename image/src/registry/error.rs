@@ -15,12 +15,20 @@ pub enum RegistryError {
         /// Why.
         what: String,
     },
-    /// The other side's TLS is not accepted.
-    #[error(
-        "{url}: no trusted TLS connection ({what}); a registry of your own: name the certificate of its authority as `ca` in \
-         the configuration; one that speaks plain HTTP: allow that by --insecure-options=http"
-    )]
+    /// The other side speaks no TLS, or none that is accepted.
+    #[error("{url}: no TLS connection ({what}); if it speaks plain HTTP, allow that with --insecure-options=http")]
     Tls {
+        /// What was asked for.
+        url: String,
+        /// Why.
+        what: String,
+    },
+    /// The other side's certificate is not trusted.
+    #[error(
+        "{url}: its certificate is not trusted ({what}); name its authority's certificate as `ca` in the configuration, or \
+         do without the check by --insecure-options=tls"
+    )]
+    Certificate {
         /// What was asked for.
         url: String,
         /// Why.

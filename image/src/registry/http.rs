@@ -261,13 +261,19 @@ fn retry_after(response: &Response) -> Option<Duration> {
 fn explain(url: &Url, error: &ureq::Error) -> (RegistryError, bool) {
     let host = url.with_path("/").to_string();
     let connect = |what: String| RegistryError::Connect { url: host.clone(), what };
-    let tls = |what: String| RegistryError::Tls { url: host.clone(), what };
+    let tls = |error: &rustls::Error| match error {
+        rustls::Error::InvalidCertificate(why) => {
+            let what = format!("{why}");
+            RegistryError::Certificate { url: host.clone(), what }
+        }
+        _ => RegistryError::Tls { url: host.clone(), what: error.to_string() },
+    };
     match error {
-        ureq::Error::Rustls(error) => (tls(error.to_string()), false),
-        ureq::Error::Tls(what) => (tls((*what).to_owned()), false),
+        ureq::Error::Rustls(error) => (tls(error), false),
+        ureq::Error::Tls(what) => (RegistryError::Tls { url: host, what: (*what).to_owned() }, false),
         ureq::Error::Io(error) => {
             if let Some(inner) = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
-                return (tls(inner.to_string()), false);
+                return (tls(inner), false);
             }
             let hopeless = matches!(
                 error.kind(),

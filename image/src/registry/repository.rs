@@ -227,8 +227,10 @@ impl Repository {
         let mut base = secure.clone();
         if self.http.is_insecure(&endpoint.authority, Insecure::Http) {
             let ping = Request::get(secure.with_path("/v2/"));
-            if self.http.send_once(&ping, None).is_err() {
-                base = Url::of_host(false, &endpoint.authority);
+            match self.http.send_once(&ping, None) {
+                // It does speak TLS.
+                Ok(_) | Err(RegistryError::Certificate { .. } | RegistryError::Certificates { .. }) => {}
+                Err(_) => base = Url::of_host(false, &endpoint.authority),
             }
         }
         set(&endpoint.base, base.clone());

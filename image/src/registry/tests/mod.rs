@@ -3,6 +3,7 @@
 mod hostile;
 mod login;
 mod mirrors;
+mod real;
 mod server;
 mod transfer;
 
@@ -27,6 +28,7 @@ struct Place {
     settings: RegistrySettings,
     credentials: Credentials,
     patience: Patience,
+    insecure: Vec<Insecure>,
 }
 
 impl Place {
@@ -41,11 +43,12 @@ impl Place {
             longest_wait: Duration::from_secs(2),
         };
         let settings = RegistrySettings::default();
-        Self { directory, store, settings, credentials: Credentials::default(), patience }
+        let insecure = vec![Insecure::Http];
+        Self { directory, store, settings, credentials: Credentials::default(), patience, insecure }
     }
 
     fn registries(&self) -> Registries {
-        Registries::new(self.settings.clone(), self.credentials.clone(), vec![Insecure::Http], self.patience)
+        Registries::new(self.settings.clone(), self.credentials.clone(), self.insecure.clone(), self.patience)
     }
 
     fn fetch(&self, name: &str) -> Result<Imported, StoreError> {
