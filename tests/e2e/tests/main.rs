@@ -11,6 +11,7 @@ mod network;
 mod nginx;
 mod ns;
 mod pods;
+mod postgres;
 mod redis;
 mod run;
 mod volumes;

@@ -106,7 +106,7 @@ fn postgres() -> Result<Description, LabError> {
     let home = format!("usr/lib/postgresql/{version}");
     let config = json!({
         "Entrypoint": ["/usr/local/bin/start-postgres"],
-        "Env": [format!("{PATH}:/{home}/bin"), "PGDATA=/var/lib/postgresql/data", "LC_ALL=C.UTF-8"],
+        "Env": [format!("{PATH}:/{home}/bin"), "PGDATA=/var/lib/postgresql/data", "LC_ALL=C"],
         "ExposedPorts": {"5432/tcp": {}},
         "User": "postgres",
         "WorkingDir": "/var/lib/postgresql",
