@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
+use podvm_pod::draft::write_whole;
 use podvm_pod::stage1::{Stage1Choice, Stage1Kind};
 use serde::{Deserialize, Serialize};
 
@@ -82,10 +83,8 @@ fn probe_unless_known(cache: &Path, probe: impl FnOnce() -> Result<(), String>) 
 fn remember(cache: &Path, host: &ProbedHost) {
     let Some(folder) = cache.parent() else { return };
     let _ = fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
-    let new = folder.join(format!(".kvm-probe.{}", std::process::id()));
-    let written = serde_json::to_vec(host).map_err(std::io::Error::from).and_then(|bytes| fs::write(&new, bytes));
-    if written.and_then(|()| fs::rename(&new, cache)).is_err() {
-        let _ = fs::remove_file(&new);
+    if let Ok(bytes) = serde_json::to_vec(host) {
+        let _ = write_whole(cache, &bytes, 0o600);
     }
 }
 

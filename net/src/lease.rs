@@ -13,6 +13,7 @@ use std::io::{self, Read, Seek, Write};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
+use podvm_pod::fault::{FaultPoint, reach};
 use uuid::Uuid;
 
 use crate::subnet::Ipv4Subnet;
@@ -126,6 +127,7 @@ impl LeaseDir {
             let mut text = String::new();
             let holder = file.read_to_string(&mut text).ok().and_then(|_| text.trim().parse().ok());
             undo(holder)?;
+            reach(FaultPoint::LeaseUndone);
             fs::remove_file(&path).map_err(io_error(&path))?;
             removed.push(address);
         }
@@ -151,9 +153,11 @@ fn take(path: &Path, pod: Uuid) -> io::Result<Option<File>> {
         Err(TryLockError::WouldBlock) => return Ok(None),
         Err(TryLockError::Error(error)) => return Err(error),
     }
+    reach(FaultPoint::LeaseMade);
     file.set_len(0)?;
     file.rewind()?;
     writeln!(file, "{pod}")?;
+    reach(FaultPoint::LeaseNamed);
     Ok(Some(file))
 }
 

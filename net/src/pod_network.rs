@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd;
 
 use nix::sched::{CloneFlags, setns, unshare};
+use podvm_pod::fault::{FaultPoint, reach};
 use podvm_pod::manifest::NetworkMode;
 use podvm_pod::protocol::{DnsSpec, InterfaceSpec, NetworkSpec};
 use uuid::Uuid;
@@ -150,8 +151,10 @@ impl PodNetwork {
         let ipv6 = request.config.speaks_ipv6() && sysctl::has_ipv6();
         let forwards = port::forwards(&request.ports, ipv6)?;
         let ports = forwards.iter().map(port::claim).collect::<Result<_, _>>()?;
+        reach(FaultPoint::PortsClaimed);
         let dns = request.dns.clone().unwrap_or_else(host_dns);
         let lease = leases.lease(&request.config.ipv4, request.pod)?;
+        reach(FaultPoint::Leased);
         let place = Place::new(request, lease.address(), ipv6);
         let table = format!("podvm-{}", request.pod);
         match connect(request, &place, &forwards, &table) {
@@ -209,7 +212,9 @@ impl PodNetwork {
         if let Some(holds) = self.holds {
             // What fails here is done by the kernel and by `gc` later.
             let _ = leases.release(holds.lease);
+            reach(FaultPoint::LeaseReleased);
             if Table::delete(holds.table, &holds.rules).is_ok() {
+                reach(FaultPoint::RulesDeleted);
                 let _ = holds.rules.close_in_background();
             }
         }
@@ -239,20 +244,25 @@ fn connect(request: &NetworkRequest, place: &Place, forwards: &[Forward], table:
     let addresses: Vec<_> = place.pairs.iter().map(|(pod, _)| *pod).collect();
     let table = pod_table(table.into(), &place.host_link, &addresses, forwards);
     table.commit(&rules).map_err(CreateError::Rules)?;
+    reach(FaultPoint::RulesMade);
     // Without the kernel's nf_conntrack_netlink, old flows go astray until their peers pause for half a minute.
     let _ = forget_udp_flows(&rules, forwards);
 
     let namespace = enter_namespace(request)?;
+    reach(FaultPoint::NamespaceMade);
     if place.ipv6.is_some() {
         sysctl::prepare_pod_ipv6(request.endpoint == Endpoint::Vm)?;
     }
     let host_end = VethEnd { name: &place.host_link, mac: mac_of(place.gateway) };
     let pod_end = VethEnd { name: POD_LINK, mac: mac_of(place.ipv4) };
     let index = link::create_veth(&host, &host_end, &pod_end, namespace.as_fd(), request.config.mtu)?;
+    reach(FaultPoint::VethMade);
     host.transact(host_side(place, index, !forwards.is_empty()))?;
+    reach(FaultPoint::HostSideMade);
     let pod = Socket::route()?;
     let pod_index = link::find_link(&pod, POD_LINK)?.unwrap_or_default();
     pod.transact(pod_side(request, place, pod_index))?;
+    reach(FaultPoint::PodSideMade);
     link::wait_until_carrying(&host, index)?;
     if let Some((address, gateway)) = place.ipv6 {
         link::wait_until_local(&host, index, gateway)?;

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`manifest`] | what the user asked for: apps, volumes, ports, isolators |
 //! | [`directory`] | the pod directory, its lock, and the state that both tell |
+//! | [`fault`] | where a test build can be made to die |
 //! | [`status`] | what is known of a pod and its apps while it runs and after |
 //! | [`protocol`] | what stage0 and stage1 say to the supervisor inside the walls, and hear from it |
 //! | [`stage1`] | what a stage1 must do |
@@ -11,13 +12,16 @@
 //! | [`client`] | requests to a running pod's supervisor |
 //! | [`console`] | the user's terminal, standard streams and signals |
 //! | [`timestamp`] | points in time as text |
+//! | [`draft`] | files that appear whole or not at all |
 //! | [`writable`] | the disk of what a pod writes |
 //! | [`exit`] | exit codes |
 
 pub mod client;
 pub mod console;
 pub mod directory;
+pub mod draft;
 pub mod exit;
+pub mod fault;
 pub mod manifest;
 pub mod protocol;
 pub mod runner;

@@ -10,6 +10,8 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::draft::Draft;
+use crate::fault::{FaultPoint, reach};
 use crate::manifest::ByteSize;
 use nix::errno::Errno;
 use nix::unistd::{Whence, lseek64};
@@ -58,8 +60,12 @@ pub fn create(path: &Path, size: ByteSize, templates: &Path) -> Result<File, Wri
     let template = template(size, templates)?;
     let disk = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path);
     let disk = disk.map_err(io_error(path))?;
+    reach(FaultPoint::WritableCreated);
     match copy_written_blocks(&template, &disk, size.bytes()) {
-        Ok(()) => Ok(disk),
+        Ok(()) => {
+            reach(FaultPoint::WritableMade);
+            Ok(disk)
+        }
         Err(error) => {
             let _ = fs::remove_file(path);
             Err(io_error(path)(error))
@@ -78,20 +84,19 @@ fn template(size: ByteSize, templates: &Path) -> Result<File, WritableError> {
         other => return other.map_err(io_error(&path)),
     }
     fs::create_dir_all(templates).map_err(io_error(templates))?;
-    // Two first pods at once each make one; whichever is renamed last stays, and both are the same.
-    let temporary = templates.join(format!(".new-{}-{}", std::process::id(), size.bytes()));
-    let made = make_filesystem(&temporary, size)
-        .and_then(|()| fs::rename(&temporary, &path).map_err(io_error(&path)))
-        .and_then(|()| File::open(&path).map_err(io_error(&path)));
-    if made.is_err() {
-        let _ = fs::remove_file(&temporary);
-    }
-    made
+    // Two first pods at once each make one; whichever is named last stays, and both are the same.
+    let draft = Draft::new(templates, 0o600).map_err(io_error(templates))?;
+    make_filesystem(&draft, size)?;
+    let template = draft.file().try_clone().map_err(io_error(&path))?;
+    draft.keep(&path).map_err(io_error(&path))?;
+    reach(FaultPoint::TemplateMade);
+    Ok(template)
 }
 
-fn make_filesystem(path: &Path, size: ByteSize) -> Result<(), WritableError> {
-    let file = File::create(path).map_err(io_error(path))?;
+fn make_filesystem(draft: &Draft, size: ByteSize) -> Result<(), WritableError> {
+    let (file, path) = (draft.file(), &draft.path());
     file.set_len(size.bytes()).map_err(io_error(path))?;
+    reach(FaultPoint::TemplateMaking);
     let mkfs = |extended: &str| {
         Command::new("mkfs.ext4")
             .args(["-q", "-F", "-m", "0", "-O", "^has_journal,^resize_inode", "-E", extended])

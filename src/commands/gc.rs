@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::Result;
 use podvm_net::LeaseDir;
 use podvm_pod::directory::{DirectoryError, Phase, PodState};
+use podvm_pod::fault::{FaultPoint, reach};
 use podvm_pod::timestamp::Timestamp;
 use podvm_pod::{PodDir, Uuid};
 use serde::Serialize;
@@ -68,10 +69,12 @@ pub fn run(args: &GcArgs, config: &Config) -> Result<u8> {
             Err(error) => complain(error.to_string()),
         }
     }
+    reach(FaultPoint::PodsCollected);
     match pods.sweep() {
         Ok(count) => collected.leftovers = count,
         Err(error) => complain(error.to_string()),
     }
+    reach(FaultPoint::DirectoriesSwept);
     if pods.leases().is_dir() {
         match LeaseDir::open(pods.leases()).map_err(Into::into).and_then(|leases| podvm_net::gc(&leases)) {
             Ok(report) => {
@@ -81,6 +84,7 @@ pub fn run(args: &GcArgs, config: &Config) -> Result<u8> {
             Err(error) => complain(error.to_string()),
         }
     }
+    reach(FaultPoint::LeasesCollected);
     if let Err(error) = podvm_stage1_ns::users::sweep(&pods) {
         complain(format!("leases of user IDs: {error}"));
     }
@@ -93,6 +97,7 @@ pub fn run(args: &GcArgs, config: &Config) -> Result<u8> {
             Err(error) => complain(chain(&error.into())),
         }
     }
+    reach(FaultPoint::StoreCollected);
     print(args.output, &collected, as_text)?;
     Ok(code)
 }

@@ -27,7 +27,7 @@ pub struct PodSummary {
     /// When it ended.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub finished: Option<String>,
-    /// Its walls, while they stand.
+    /// Its walls, as far as it is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stage1: Option<Stage1Kind>,
     /// Its process at the host, while it lives.
@@ -89,7 +89,7 @@ impl PodSummary {
         };
         let mut states: Vec<AppStatus> = Vec::new();
         match phase {
-            Phase::Prepared => {}
+            Phase::Prepared { stage1 } => summary.stage1 = stage1,
             Phase::Starting { pid, stage1 } => {
                 summary.stage1 = Some(stage1);
                 summary.pid = (state != PodState::Aborted).then_some(pid);
@@ -103,7 +103,8 @@ impl PodSummary {
                     summary.addresses = addresses;
                 }
             }
-            Phase::Exited { finished, report } => {
+            Phase::Exited { stage1, finished, report } => {
+                summary.stage1 = stage1;
                 summary.finished = Some(Timestamp::from_seconds(finished).to_string());
                 summary.exit_code = Some(report.code);
                 summary.error = report.error;

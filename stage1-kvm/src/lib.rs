@@ -27,6 +27,7 @@ use podvm_net::{Endpoint, LeaseDir, NetworkConfig, NetworkRequest, PodNetwork};
 use podvm_pod::client::SupervisorClient;
 use podvm_pod::console::Signals;
 use podvm_pod::directory::{DirectoryError, PreparedPod, RunningPod};
+use podvm_pod::fault::{FaultPoint, reach};
 use podvm_pod::manifest::NetworkMode;
 use podvm_pod::protocol::REQUEST_PORT;
 use podvm_pod::runner::{PodIo, Runner};
@@ -101,9 +102,12 @@ impl KvmStage1 {
         let signals = Signals::block().map_err(KvmError::Signals)?;
         sandbox::raise_open_files_limit();
         let network = self.connect(pod)?;
+        reach(FaultPoint::NetworkMade);
         let machine = Machine::of_pod(self, pod, &network)?;
         let Machine { config, connector, primary } = machine;
+        reach(FaultPoint::MachineMade);
         let vm = Vm::build(config)?;
+        reach(FaultPoint::MachineBuilt);
         Ok(Privileged { network, vm, connector, primary, signals })
     }
 
@@ -141,7 +145,9 @@ impl Privileged {
         let started = sandbox::leave_host_root(pod.dir().path())
             .and_then(|()| sandbox::forbid_tracing())
             .map_err(whole_chain)
+            .inspect(|()| reach(FaultPoint::RootLeft))
             .and_then(|()| vm.start().map_err(whole_chain))
+            .inspect(|_| reach(FaultPoint::MachineStarted))
             .and_then(|running| match Confinement::of(&profile::MAIN).apply() {
                 Ok(()) => Ok(running),
                 Err(error) => Err(whole_chain(error)),
@@ -156,6 +162,7 @@ impl Privileged {
         let runner = Runner { pod, primary, supervisor, io, signals, addresses, walls: Some(walls) };
         let report = runner.run(spec);
         handle.stop();
+        reach(FaultPoint::WallsTornDown);
         report
     }
 }

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use podvm_net::PodNetwork;
 use podvm_pod::directory::RunningPod;
+use podvm_pod::fault::{self, FaultPoint, reach};
 use podvm_pod::protocol::PRIMARY_PORT;
 use podvm_vmm::boot::{BootError, BootFile};
 use podvm_vmm::devices::block::{Block, Disk, DiskError, Extent};
@@ -103,6 +104,10 @@ impl Machine {
         let mut config = VmConfig::new(BootFile::kernel(&stage1.kernel)?, manifest.resources.memory.bytes());
         config.boot.initramfs = Some(BootFile::initramfs(&stage1.initramfs)?);
         config.append_command_line(KERNEL_ARGUMENTS);
+        // The kernel hands words that it does not know to the supervisor, as its environment.
+        if let Some(variable) = fault::inherited() {
+            config.append_command_line(&variable);
+        }
         config.vcpus = manifest.resources.cpus.clamp(1, MAX_CPUS) as u8;
         config.console = Some(console(&pod.dir().path().join("console.log"))?);
 
@@ -147,6 +152,7 @@ fn layers(blobs: &[&Path]) -> Result<Disk, MachineError> {
 
 fn card(network: &PodNetwork) -> Result<Option<Net>, MachineError> {
     let Some((tap, interface)) = network.attach_tap()?.zip(network.interface()) else { return Ok(None) };
+    reach(FaultPoint::TapAttached);
     let mtu = u16::try_from(interface.mtu).ok();
     Ok(Some(Net::new(NetConfig { tap: tap.file, mac: interface.mac, mtu })?))
 }
@@ -155,6 +161,7 @@ fn card(network: &PodNetwork) -> Result<Option<Net>, MachineError> {
 fn vsock(socket: &Path) -> Result<(Vsock, VsockConnector, UnixStream), MachineError> {
     let failed = |source| MachineError::Io { path: socket.into(), source };
     let listener = UnixListener::bind(socket).map_err(failed)?;
+    reach(FaultPoint::SocketBound);
     let (primary, guest_end) = UnixStream::pair()?;
     let host_ports = vec![(PRIMARY_PORT, guest_end)];
     let vsock = Vsock::new(VsockConfig { guest_cid: GUEST_CID, listener: Some(listener), host_ports })?;

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::fcntl::OFlag;
 use nix::unistd::{Pid, pipe2};
+use podvm_pod::fault::{FaultPoint, reach};
 
 use super::child::{self, Child, Pipes};
 use super::{Job, Pod};
@@ -57,6 +58,7 @@ pub unsafe fn launch(
     match cloned.step(|| format!("make a process for app {}", app.name))? {
         Cloned::Parent { pid, pidfd } => Ok(Launched { pid, pidfd, control, pipes: ours }),
         Cloned::Child => {
+            reach(FaultPoint::AppCloned);
             let child = Child { pod, index, job, target, control: their_control, pipes: theirs };
             // SAFETY: this process was just cloned from a single-threaded one.
             unsafe { child::run(child) }

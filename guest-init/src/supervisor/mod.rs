@@ -18,6 +18,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::socket::{SockFlag, accept4};
 use podvm_pod::exit::PODVM_ERROR;
+use podvm_pod::fault::{FaultPoint, reach};
 use podvm_pod::protocol::{Command, Event, FrameError, PROTOCOL_VERSION, ProcessId};
 use podvm_pod::status::PodReport;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -103,7 +104,9 @@ impl Supervisor {
         let signals = SignalFd::with_flags(&taken, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
             .step(|| "make a descriptor for signals")?;
         let mut primary = Framed::new(connections.primary).step(|| "use the primary connection")?;
+        reach(FaultPoint::SupervisorBegun);
         primary.send(&Event::Hello { protocol: PROTOCOL_VERSION })?;
+        reach(FaultPoint::SupervisorGreeted);
         crate::sys::socket::set_nonblocking(connections.listener.as_fd(), true).step(|| "use the listening socket")?;
         Ok(Self {
             walls,
@@ -317,10 +320,12 @@ impl Supervisor {
 
     /// Everything has ended: syncs, reports, and waits for the farewell.
     fn finish(&mut self) {
+        reach(FaultPoint::AppsEnded);
         if let Some(pod) = &mut self.pod {
             pod.clean_up();
             self.walls.settle();
         }
+        reach(FaultPoint::PlacesCleaned);
         let report = match (&self.error, &self.pod) {
             (None, Some(pod)) => pod.report(),
             (error, pod) => PodReport {
@@ -332,6 +337,7 @@ impl Supervisor {
             },
         };
         self.tell(&Event::Finished(report));
+        reach(FaultPoint::EndReported);
         self.phase = Phase::Finished { until: Instant::now() + FAREWELL_WITHIN };
         if self.primary.has_ended() {
             self.phase = Phase::Left;

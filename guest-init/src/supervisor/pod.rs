@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use podvm_pod::exit::PODVM_ERROR;
+use podvm_pod::fault::{FaultPoint, reach};
 use podvm_pod::manifest::AppName;
 use podvm_pod::protocol::{Event, PodSpec, ProcessId};
 use podvm_pod::status::{AppState, AppStats, AppStatus, PodReport};
@@ -108,9 +109,11 @@ impl Supervisor {
             return Err(SupervisorError::SecondPod);
         }
         self.phase = Phase::Running;
+        reach(FaultPoint::SupervisorTold);
         nix::unistd::sethostname(&spec.hostname).step(|| format!("set the hostname {:?}", spec.hostname))?;
         self.walls.configure_network(&spec.network)?;
         let places = Places::prepare(self.walls.as_mut(), &spec)?;
+        reach(FaultPoint::PlacesPrepared);
         let cgroups = self.open_cgroups();
         let mut apps = Vec::new();
         for app in spec.apps.iter().map(|app| &app.app) {
@@ -129,7 +132,9 @@ impl Supervisor {
         let launched_with = Pod { spec, places, cgroups: cgroups.is_some(), has_mapped_users };
         let (released, ready, failed, stopping, kill_at) = (false, false, None, false, None);
         self.pod = Some(RunningPod { launched_with, apps, released, ready, failed, stopping, kill_at });
+        reach(FaultPoint::AppCgroupsMade);
         self.launch_apps();
+        reach(FaultPoint::AppsLaunched);
         Ok(())
     }
 
@@ -229,6 +234,7 @@ impl Supervisor {
             if let Some(pod) = &mut self.pod {
                 pod.ready = true;
             }
+            reach(FaultPoint::AppsRun);
             self.tell(&Event::Ready);
         }
         self.check_end();
@@ -257,6 +263,7 @@ impl Supervisor {
                 process.go();
             }
         }
+        reach(FaultPoint::AppsReleased);
     }
 
     /// Asks every app to stop, and kills after `grace` what is left then. A second call can only shorten the grace.
@@ -274,6 +281,7 @@ impl Supervisor {
         if std::mem::replace(&mut pod.stopping, true) {
             return;
         }
+        reach(FaultPoint::SupervisorStopping);
         for app in &pod.apps {
             let Some(process) = app.process.and_then(|id| self.processes.get(id)) else { continue };
             match process.state {

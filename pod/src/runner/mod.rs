@@ -30,6 +30,7 @@ pub use ready::{ReadyReceiver, ReadySender, StartFailure, ready_pipe};
 use crate::client::SupervisorClient;
 use crate::console::Signals;
 use crate::directory::RunningPod;
+use crate::fault::{FaultPoint, reach};
 use crate::protocol::PodSpec;
 use crate::status::PodReport;
 use crate::timestamp::Timestamp;
@@ -74,6 +75,7 @@ impl Runner<'_> {
         if let Err(error) = pod.record_exit(Timestamp::now().seconds(), &report) {
             eprintln!("podvm: the pod's end cannot be recorded: {error}");
         }
+        reach(FaultPoint::EndRecorded);
         report
     }
 }

@@ -14,6 +14,7 @@ use super::{Runner, Walls};
 use crate::console::{Signals, spawn};
 use crate::directory::RunningPod;
 use crate::exit::{NO_REPORT, PODVM_ERROR, SIGNAL_BASE};
+use crate::fault::{FaultPoint, reach};
 use crate::manifest::AppName;
 use crate::protocol::{Command, Event, FrameError, PROTOCOL_VERSION, PodSpec, ProcessId, read_frame, write_frame};
 use crate::status::PodReport;
@@ -81,8 +82,10 @@ pub(super) fn run(runner: Runner<'_>, spec: PodSpec) -> PodReport {
     };
     let end = session.converse();
     if matches!(end, End::Reported(_)) {
+        reach(FaultPoint::EndHeard);
         session.attacher.outputs.wait(READ_OUT_IDLE, READ_OUT_LIMIT);
         session.say_farewell();
+        reach(FaultPoint::FarewellSaid);
     }
     // Also for the thread that reads it.
     let _ = session.primary.shutdown(Shutdown::Both);
@@ -186,11 +189,13 @@ impl<'a> Session<'a> {
             Event::Hello { protocol } => return self.greet(protocol),
             Event::Prepared { app, process } => return self.attach(&app, process),
             Event::Ready if self.spec.is_none() && self.started.is_none() => {
+                reach(FaultPoint::RunnerReady);
                 self.started = Some(Timestamp::now().seconds());
                 if self.stops == 0 {
                     self.expect(None);
                 }
                 self.record(Instant::now());
+                reach(FaultPoint::RunningRecorded);
                 if let Some(ready) = self.ready.take() {
                     ready.ready();
                 }
@@ -216,10 +221,13 @@ impl<'a> Session<'a> {
             );
             return Some(End::Unreported(PodReport::failure(PODVM_ERROR, message)));
         }
+        reach(FaultPoint::RunnerGreeted);
         let spec = self.spec.take()?;
         let message = format!("the apps were not started within {} s", START_LIMIT.as_secs());
         self.expect(Some(Limit::after(START_LIMIT, NO_REPORT, message)));
-        match write_frame(&mut self.primary, &Command::Run(spec)) {
+        let told = write_frame(&mut self.primary, &Command::Run(spec));
+        reach(FaultPoint::RunnerTold);
+        match told {
             Err(FrameError::TooLong(length)) => {
                 let message =
                     format!("the pod's description of {length} bytes is too long; use fewer or shorter arguments");
@@ -236,7 +244,9 @@ impl<'a> Session<'a> {
             return None;
         }
         self.attached.push(app.name.clone());
-        let error = self.attacher.attach(app, process).err()?;
+        let attached = self.attacher.attach(app, process);
+        reach(FaultPoint::StreamsAttached);
+        let error = attached.err()?;
         let message = format!("the streams of app {} cannot be attached: {error}", app.name);
         Some(End::Unreported(PodReport::failure(PODVM_ERROR, message)))
     }

@@ -13,13 +13,14 @@ mod ports;
 mod reaper;
 mod volumes;
 
-use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Context, Result};
 use podvm_image::source::STDIN;
 use podvm_image::{ImageSource, ImportOptions, ResolvedImage, Silent, Store};
 use podvm_pod::directory::PreparedPod;
+use podvm_pod::draft::write_whole;
+use podvm_pod::fault::{FaultPoint, reach};
 use podvm_pod::manifest::{AppImage, PodManifest};
 use podvm_pod::runner::PodIo;
 use podvm_pod::status::{AppState, AppStatus, PodReport};
@@ -48,6 +49,7 @@ pub fn run(args: &RunArgs, config: &Config) -> Result<u8> {
         images.push(ImageSettings::read(image, &resolved.config)?);
         holds.push(resolved);
     }
+    reach(FaultPoint::ImagesHeld);
     let stage1 = choose(args.stage1.unwrap_or(config.stage1))?;
     let manifest = manifest::assemble(args, &images, &manifest::Host::this(), stage1.kind)?;
     require_files(config, stage1.kind)?;
@@ -138,9 +140,11 @@ fn run_pod(
     if args.rm {
         reaper::fork_reaper(pods.pod(uuid))?;
     }
+    reach(FaultPoint::ReaperForked);
     let pod = pods.prepare(manifest)?;
     // Written down as used by a pod, they need not be held any longer.
     drop(images);
+    reach(FaultPoint::ImagesLetGo);
     let manifest = pod.manifest().clone();
     if let Some(Err(error)) = uuid_file.map(|path| save_uuid(path, uuid)) {
         pod.discard()?;
@@ -173,19 +177,13 @@ fn run_behind(stage1: Stage1Kind, config: &Config, pod: PreparedPod, io: PodIo) 
     }
 }
 
-/// Writes the UUID in one step: whoever waits for the file never reads a part of it.
+/// Writes the UUID in one step: whoever waits for the file never reads a part of it. Of two pods that are given the same file,
+/// it names the one that came last.
 fn save_uuid(path: &Path, uuid: Uuid) -> Result<()> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let new = folder.join(format!(".{name}.{uuid}"));
-    let write = || {
-        let mut file = std::fs::File::create_new(&new)?;
-        file.write_all(uuid.to_string().as_bytes())?;
-        std::fs::rename(&new, path)
-    };
-    write()
-        .inspect_err(|_| drop(std::fs::remove_file(&new)))
-        .with_context(|| format!("--uuid-file-save {}", path.display()))
+    write_whole(path, uuid.to_string().as_bytes(), 0o666)
+        .with_context(|| format!("--uuid-file-save {}", path.display()))?;
+    reach(FaultPoint::UuidFileSaved);
+    Ok(())
 }
 
 /// How a pod ended, for who started it.

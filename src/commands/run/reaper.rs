@@ -8,6 +8,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use anyhow::{Context, Result};
 use nix::unistd::{ForkResult, fork, setsid};
 use podvm_pod::PodDir;
+use podvm_pod::fault::{FaultPoint, reach};
 
 use crate::commands::remove;
 
@@ -27,8 +28,10 @@ pub fn fork_reaper(pod: PodDir) -> Result<()> {
             // A signal from the terminal is the pod's to obey.
             let _ = setsid();
             let removed = keep_only(&until).and_then(|()| {
+                reach(FaultPoint::ReaperWaits);
                 let _ = nix::unistd::read(&until, &mut [0]);
                 pod.wait_until_dead()?;
+                reach(FaultPoint::ReaperRemoves);
                 Ok(remove(&pod)?)
             });
             std::process::exit(i32::from(removed.is_err()));

@@ -1,0 +1,64 @@
+//! Small files of a pod directory, replaced in one step.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+
+use nix::fcntl::{OFlag, openat, renameat};
+use nix::sys::stat::Mode;
+use serde::Serialize;
+
+use super::{DirectoryError, PodDir, io_error};
+
+impl PodDir {
+    pub(super) fn read_json<T: serde::de::DeserializeOwned>(&self, name: &str) -> Result<T, DirectoryError> {
+        let path = self.path.join(name);
+        let bytes = match fs::read(&path) {
+            // A pod that is gone lacks no file.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && self.path.exists() => {
+                return Err(DirectoryError::Missing { path });
+            }
+            other => other.map_err(io_error(&path))?,
+        };
+        serde_json::from_slice(&bytes).map_err(|source| DirectoryError::Damaged { path, source })
+    }
+
+    pub(super) fn write_json(&self, name: &str, content: &impl Serialize) -> Result<(), DirectoryError> {
+        let directory = File::open(&self.path).map_err(io_error(&self.path))?;
+        replace_json_at(directory.as_fd(), name, content).map_err(io_error(&self.path.join(name)))
+    }
+}
+
+/// Replaces a file in an open directory in one step: readers see the old content or the new, also after a crash.
+///
+/// On a full disk a file that is there is written over instead, which takes no more room: that a pod's end is told matters more
+/// than that a crash at that very moment leaves a readable file.
+pub(super) fn replace_json_at(directory: BorrowedFd<'_>, name: &str, content: &impl Serialize) -> io::Result<()> {
+    let mut bytes = serde_json::to_vec_pretty(content)?;
+    bytes.push(b'\n');
+    match write_and_rename(directory, name, &bytes) {
+        Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+            overwrite(directory, name, bytes).map_err(|_| error)
+        }
+        other => other,
+    }
+}
+
+fn write_and_rename(directory: BorrowedFd<'_>, name: &str, bytes: &[u8]) -> io::Result<()> {
+    let temporary = format!(".{name}.new");
+    let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_TRUNC | OFlag::O_CLOEXEC;
+    let mut file = File::from(openat(directory, temporary.as_str(), flags, Mode::from_bits_truncate(0o600))?);
+    file.write_all(bytes)?;
+    file.sync_data()?;
+    Ok(renameat(directory, temporary.as_str(), directory, name)?)
+}
+
+fn overwrite(directory: BorrowedFd<'_>, name: &str, mut bytes: Vec<u8>) -> io::Result<()> {
+    let flags = OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let mut file = File::from(openat(directory, name, flags, Mode::empty())?);
+    // What was longer before is covered with blanks, which JSON allows.
+    let length = usize::try_from(file.metadata()?.len()).unwrap_or_default();
+    bytes.resize(bytes.len().max(length), b' ');
+    file.write_all(&bytes)?;
+    file.sync_data()
+}

@@ -1,0 +1,90 @@
+//! The lock that says that a pod is alive: an exclusive flock(2) on its directory.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg, OFlag};
+
+use super::{DirectoryError, PodDir, io_error};
+
+/// How often, and how long after, a lock that is held is tried for again: those who only look hold it for a moment, too.
+const ATTEMPTS: u32 = 20;
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// What came of trying for a lock.
+#[derive(Debug)]
+pub(super) enum Locking {
+    /// It is this process's.
+    Taken(Flock<File>),
+    /// Another process has it.
+    Held,
+    /// There is no such directory, or not the same any more.
+    Gone,
+}
+
+/// Opens a directory that is really there, not a link to one.
+fn open(path: &Path) -> Result<Option<File>, DirectoryError> {
+    let flags = (OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW).bits();
+    match OpenOptions::new().read(true).custom_flags(flags).open(path) {
+        Ok(directory) => Ok(Some(directory)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
+            Err(DirectoryError::NoDirectory { path: path.into() })
+        }
+        Err(error) => Err(io_error(path)(error)),
+    }
+}
+
+/// Tries for a directory's lock. Who gets it has the directory that is at `path`, and not one that was just removed from there.
+pub(super) fn lock_exclusive(path: &Path) -> Result<Locking, DirectoryError> {
+    for _ in 0..ATTEMPTS {
+        let Some(directory) = open(path)? else { return Ok(Locking::Gone) };
+        match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => {
+                let own = lock.metadata().map_err(io_error(path))?;
+                let is_same =
+                    fs::symlink_metadata(path).is_ok_and(|now| (now.dev(), now.ino()) == (own.dev(), own.ino()));
+                return Ok(if is_same { Locking::Taken(lock) } else { Locking::Gone });
+            }
+            Err((_, Errno::EWOULDBLOCK)) => std::thread::sleep(PAUSE),
+            Err((_, errno)) => return Err(io_error(path)(errno.into())),
+        }
+    }
+    Ok(Locking::Held)
+}
+
+pub(super) fn sync_directory(path: &Path) -> Result<(), DirectoryError> {
+    File::open(path).and_then(|directory| directory.sync_all()).map_err(io_error(path))
+}
+
+impl PodDir {
+    /// Whether some process holds the pod's lock.
+    ///
+    /// # Errors
+    /// [`DirectoryError::Io`], [`DirectoryError::NoDirectory`]; a directory that is gone is not alive.
+    pub fn is_alive(&self) -> Result<bool, DirectoryError> {
+        let Some(directory) = open(&self.path)? else { return Ok(false) };
+        // A shared lock is refused exactly while someone has the exclusive one, and lookers do not disturb each other.
+        match Flock::lock(directory, FlockArg::LockSharedNonblock) {
+            Ok(_) => Ok(false),
+            Err((_, Errno::EWOULDBLOCK)) => Ok(true),
+            Err((_, errno)) => Err(io_error(&self.path)(errno.into())),
+        }
+    }
+
+    /// Waits until no process holds the pod's lock.
+    ///
+    /// # Errors
+    /// [`DirectoryError::Io`], [`DirectoryError::NoDirectory`]; a directory that is gone is not alive.
+    pub fn wait_until_dead(&self) -> Result<(), DirectoryError> {
+        let Some(directory) = open(&self.path)? else { return Ok(()) };
+        match Flock::lock(directory, FlockArg::LockShared) {
+            Ok(_) => Ok(()),
+            Err((_, errno)) => Err(io_error(&self.path)(errno.into())),
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! Taking pods away: removal in an order that a crash at any point leaves to be finished, and the finishing.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use super::lock::{Locking, lock_exclusive, sync_directory};
+use super::{DirectoryError, PodDir, PodsRoot, io_error};
+use crate::fault::{FaultPoint, reach};
+
+impl PodsRoot {
+    /// Removes what crashed preparations and removals left. Returns how many it removed.
+    ///
+    /// # Errors
+    /// [`DirectoryError::Io`].
+    pub fn sweep(&self) -> Result<usize, DirectoryError> {
+        let pods = self.pods();
+        let entries = match fs::read_dir(&pods) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+            other => other.map_err(io_error(&pods))?,
+        };
+        let mut swept = 0;
+        for entry in entries {
+            let path = entry.map_err(io_error(&pods))?.path();
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            if !name.starts_with(".new-") && !name.starts_with(".old-") {
+                continue;
+            }
+            let lock = match lock_exclusive(&path) {
+                Ok(Locking::Taken(lock)) => Some(lock),
+                // Somebody works on it, or has finished meanwhile.
+                Ok(Locking::Held | Locking::Gone) => continue,
+                Err(DirectoryError::NoDirectory { .. }) => None,
+                Err(error) => return Err(error),
+            };
+            remove_tree(&path)?;
+            drop(lock);
+            swept += 1;
+        }
+        Ok(swept)
+    }
+}
+
+impl PodDir {
+    /// Removes a pod that is not alive, and all it wrote. Removing one that is gone does nothing.
+    ///
+    /// # Errors
+    /// [`DirectoryError::Alive`], [`DirectoryError::Io`].
+    pub fn remove(&self) -> Result<(), DirectoryError> {
+        self.remove_after(|_| Ok(()))
+    }
+
+    /// As [`Self::remove`], once `undo` has given back what the pod had outside its directory. The pod's lock is held meanwhile.
+    ///
+    /// # Errors
+    /// Those of [`Self::remove`], and those of `undo`; the directory, which says what is to be undone, is left then.
+    pub fn remove_after<E: From<DirectoryError>>(&self, undo: impl FnOnce(&Self) -> Result<(), E>) -> Result<(), E> {
+        let Some(parent) = self.path.parent() else { return Ok(()) };
+        let _lock = match lock_exclusive(&self.path) {
+            Ok(Locking::Taken(lock)) => lock,
+            Ok(Locking::Held) => return Err(DirectoryError::Alive(self.uuid).into()),
+            Ok(Locking::Gone) => return Ok(()),
+            // Somebody's hand put it here: only itself is removed, not what a link leads to.
+            Err(DirectoryError::NoDirectory { path }) => return Ok(remove_tree(&path)?),
+            Err(error) => return Err(error.into()),
+        };
+        reach(FaultPoint::RemovalLocked);
+        undo(self)?;
+        reach(FaultPoint::RemovalUndone);
+        let old = parent.join(format!(".old-{}", self.uuid));
+        fs::rename(&self.path, &old).map_err(io_error(&self.path))?;
+        reach(FaultPoint::RemovalRenamed);
+        sync_directory(parent)?;
+        remove_tree(&old)?;
+        reach(FaultPoint::RemovalDone);
+        Ok(())
+    }
+}
+
+/// Removes a directory with all in it, or a file. What another process removes at the same time is no error.
+fn remove_tree(path: &Path) -> Result<(), DirectoryError> {
+    let is_directory = fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir());
+    match if is_directory { fs::remove_dir_all(path) } else { fs::remove_file(path) } {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other.map_err(io_error(path)),
+    }
+}

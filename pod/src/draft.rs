@@ -1,0 +1,130 @@
+//! Files that appear whole or not at all, and of which nothing is left when their maker dies (open(2), `O_TMPFILE`).
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag};
+use nix::unistd::linkat;
+
+/// A file in the making, without a name; only where the filesystem has no such files, with one.
+#[derive(Debug)]
+pub struct Draft {
+    file: File,
+    name: Option<PathBuf>,
+}
+
+impl Draft {
+    /// A new, empty file that is to get a name in `folder`, and permissions `mode` less the umask.
+    ///
+    /// # Errors
+    /// Those of open(2).
+    pub fn new(folder: &Path, mode: u32) -> io::Result<Self> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).mode(mode);
+        match options.clone().custom_flags(OFlag::O_TMPFILE.bits()).open(folder) {
+            Ok(file) => return Ok(Self { file, name: None }),
+            // What filesystems and kernels without such files say.
+            Err(error) if matches!(error.raw_os_error(), Some(nix::libc::EOPNOTSUPP | nix::libc::EISDIR)) => {}
+            Err(error) => return Err(error),
+        }
+        let name = folder.join(format!(".new-{}", uuid::Uuid::new_v4()));
+        let file = options.create_new(true).open(&name)?;
+        Ok(Self { file, name: Some(name) })
+    }
+
+    /// The open file.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// A path under which other processes can open the file while this one lives.
+    pub fn path(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), self.file.as_raw_fd()))
+    }
+
+    /// Gives the file its name, in place of what has it.
+    ///
+    /// # Errors
+    /// Those of linkat(2), rename(2) and unlink(2); nothing is left then.
+    pub fn keep(mut self, path: &Path) -> io::Result<()> {
+        if let Some(name) = self.name.take() {
+            return fs::rename(&name, path).inspect_err(|_| drop(fs::remove_file(&name)));
+        }
+        loop {
+            match linkat(AT_FDCWD, &self.path(), AT_FDCWD, path, AtFlags::AT_SYMLINK_FOLLOW) {
+                Err(nix::errno::Errno::EEXIST) => {}
+                other => return Ok(other?),
+            }
+            match fs::remove_file(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        if let Some(name) = self.name.take() {
+            let _ = fs::remove_file(name);
+        }
+    }
+}
+
+/// Writes a file so that nobody ever reads a part of it.
+///
+/// # Errors
+/// Those of [`Draft`], and of write(2).
+pub fn write_whole(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let draft = Draft::new(folder, mode)?;
+    draft.file().write_all(content)?;
+    draft.keep(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_replaces_the_one_before_and_leaves_nothing_beside_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        for content in ["one", "other"] {
+            write_whole(&path, content.as_bytes(), 0o600).unwrap();
+            assert_eq!(fs::read_to_string(&path).unwrap(), content);
+        }
+        drop(Draft::new(folder.path(), 0o600).unwrap());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn of_many_writers_at_once_one_comes_last_and_is_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        std::thread::scope(|scope| {
+            for writer in 0..8 {
+                let path = &path;
+                scope.spawn(move || {
+                    for _ in 0..50 {
+                        write_whole(path, format!("writer {writer}").as_bytes(), 0o600).unwrap();
+                    }
+                });
+            }
+        });
+        assert_eq!(fs::read_to_string(&path).unwrap().len(), "writer 0".len());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_directory_in_its_place_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("directory");
+        fs::create_dir(&path).unwrap();
+        assert!(write_whole(&path, b"x", 0o600).is_err());
+        assert!(path.is_dir());
+    }
+}
