@@ -102,6 +102,7 @@ fault_points! {
     ImagesLetGo "images-let-go" Start Host BOTH;
     UuidFileSaved "uuid-file-saved" Start Host BOTH;
     StartRecorded "start-recorded" Start Host BOTH;
+    UsersLeased "users-leased" Start Host NS;
     PortsClaimed "ports-claimed" Start Host BOTH;
     LeaseMade "lease-made" Start Host BOTH;
     LeaseNamed "lease-named" Start Host BOTH;
@@ -157,6 +158,7 @@ fault_points! {
     LeaseReleased "lease-released" Stop Host NS;
     RulesDeleted "rules-deleted" Stop Host NS;
     NetworkEnded "network-ended" Stop Host NS;
+    UsersReleased "users-released" Stop Host NS;
     CgroupRemoved "cgroup-removed" Stop Host NS;
     ReaperWaits "reaper-waits" Reap Host BOTH;
     ReaperRemoves "reaper-removes" Reap Host BOTH;

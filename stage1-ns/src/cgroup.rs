@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 use nix::unistd::Pid;
+use podvm_pod::fault::{FaultPoint, reach};
 use podvm_pod::manifest::{App, Isolators};
 use podvm_pod::{PodDir, PodManifest};
 
@@ -52,23 +53,18 @@ impl PodCgroup {
     /// [`CgroupError`].
     pub fn make(dir: &PodDir) -> Result<Option<Self>, CgroupError> {
         let Some(mount) = mount() else { return Ok(None) };
-        let parent = match parent(mount) {
-            Err(error) if is_read_only(&error) => return Ok(None),
-            other => other.map_err(at(mount))?,
-        };
+        let parent = parent(mount).map_err(at(mount))?;
         let path = parent.join(dir.uuid().to_string());
         let record = dir.path().join(RECORD);
         fs::write(&record, path.as_os_str().as_encoded_bytes()).map_err(at(&record))?;
-        loop {
-            match fs::create_dir(&path) {
-                Ok(()) => return Ok(Some(Self { path })),
-                // The last pod to end has taken the folder with it.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    make_folder(mount).map_err(at(&path))?;
-                }
-                Err(error) if is_read_only(&error) => return Ok(None),
-                Err(error) => return Err(at(&path)(error)),
+        reach(FaultPoint::CgroupRecorded);
+        match make_below(mount, &parent, &path) {
+            Ok(()) => {
+                reach(FaultPoint::CgroupMade);
+                Ok(Some(Self { path }))
             }
+            Err(error) if is_read_only(&error) => Ok(None),
+            Err(error) => Err(at(&path)(error)),
         }
     }
 
@@ -151,26 +147,37 @@ fn mount() -> Option<&'static Path> {
     MOUNTS.map(Path::new).into_iter().find(is_cgroup2)
 }
 
-/// The cgroup that pods' cgroups are made in, with its controllers passed on.
+/// The cgroup that this pod's is to be made in.
 fn parent(mount: &Path) -> io::Result<PathBuf> {
     let own = own_cgroup(mount)?;
-    if own != mount && is_alone_in(&own)? {
-        let inner = own.join(OWN_CGROUP);
-        make_directory(&inner)?;
-        fs::write(inner.join("cgroup.procs"), "0")?;
-        pass_controllers_on(&own);
-        return Ok(own);
-    }
-    make_folder(mount)
+    Ok(if own != mount && is_alone_in(&own)? { own } else { mount.join(FOLDER) })
 }
 
-/// The folder of pods' cgroups at the hierarchy's root.
-fn make_folder(mount: &Path) -> io::Result<PathBuf> {
-    let folder = mount.join(FOLDER);
-    make_directory(&folder)?;
-    pass_controllers_on(mount);
-    pass_controllers_on(&folder);
-    Ok(folder)
+/// Makes a pod's cgroup in `parent`, to which all controllers are passed on.
+fn make_below(mount: &Path, parent: &Path, path: &Path) -> io::Result<()> {
+    let is_folder = parent == mount.join(FOLDER);
+    if !is_folder {
+        let inner = parent.join(OWN_CGROUP);
+        make_directory(&inner)?;
+        fs::write(inner.join("cgroup.procs"), "0")?;
+    }
+    loop {
+        if is_folder {
+            make_directory(parent)?;
+        }
+        reach(FaultPoint::CgroupFolderMade);
+        match fs::create_dir(path) {
+            // The last pod to end has taken the folder with it.
+            Err(error) if is_folder && error.kind() == io::ErrorKind::NotFound => {}
+            other => break other?,
+        }
+    }
+    // Not before: only with a cgroup in it is the folder sure to be the one that stays.
+    if is_folder {
+        pass_controllers_on(mount);
+    }
+    pass_controllers_on(parent);
+    Ok(())
 }
 
 /// Leaves the cgroup that a pod's was in as it was before: without the folder, when it was the last pod there; without the
@@ -184,11 +191,11 @@ fn restore_parent(pod: &Path) -> io::Result<()> {
         return Ok(());
     }
     let own = own_cgroup(mount().unwrap_or(parent))?;
+    let passed = parent.join("cgroup.subtree_control");
+    for controller in fs::read_to_string(&passed)?.split_whitespace() {
+        fs::write(&passed, format!("-{controller}"))?;
+    }
     if own == inner {
-        let passed = parent.join("cgroup.subtree_control");
-        for controller in fs::read_to_string(&passed)?.split_whitespace() {
-            fs::write(&passed, format!("-{controller}"))?;
-        }
         fs::write(parent.join("cgroup.procs"), "0")?;
     }
     // The pod's process may be on its way out of it.

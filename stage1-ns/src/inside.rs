@@ -13,6 +13,7 @@ use std::path::Path;
 
 use nix::sys::signal::Signal;
 use nix::unistd::{Gid, Uid};
+use podvm_pod::fault::{self, FaultPoint, reach};
 use rustix::mount::{MountPropagationFlags, mount_change};
 
 use crate::handover::{Handover, Part};
@@ -89,6 +90,7 @@ impl Inside<'_> {
         // Whatever ends the pod's process ends everything in the pod.
         nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).step(|| "be bound to the pod's process".into())?;
         nix::unistd::setsid().step(|| "leave the terminal".into())?;
+        reach(FaultPoint::InsideBegun);
         mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
             .step(|| "keep the pod's mounts to itself".into())?;
         let null = File::options().read(true).write(true).open("/dev/null").step(|| "open /dev/null".into())?;
@@ -105,7 +107,9 @@ impl Inside<'_> {
         let proc = virtual_filesystem("proc", &[]).step(|| "mount /proc".into())?;
         parts.push(Part::directory("/proc", proc));
         let has_cgroup = parts.iter().any(|part| part.place == Path::new(CGROUP));
+        reach(FaultPoint::InsideMountsMade);
         enter_tree(parts)?;
+        reach(FaultPoint::InsideRootChanged);
         self.execute(null.as_fd(), has_cgroup)
     }
 
@@ -155,6 +159,7 @@ fn enter_tree(parts: Vec<Part>) -> Result<(), Failure> {
         attach(&part.mount, place).step(|| format!("mount /{}", place.display()))?;
     }
     make_place(Path::new(SCRATCH.trim_start_matches('/')), false).step(|| format!("make {SCRATCH}"))?;
+    reach(FaultPoint::InsideMountsPlaced);
     // The old root is then mounted on top of the new one (pivot_root(2), "pivot_root(".", ".")").
     nix::unistd::pivot_root(".", ".").step(|| "change the root".into())?;
     nix::mount::umount2(".", nix::mount::MntFlags::MNT_DETACH).step(|| "let go of the host's root".into())?;
@@ -177,7 +182,9 @@ fn execute(program: &OwnedFd, has_cgroup: bool) -> io::Error {
     if has_cgroup {
         arguments.push(&cgroup);
     }
-    let environment: [&CStr; 0] = [];
+    let fault = fault::inherited().and_then(|variable| std::ffi::CString::new(variable).ok());
+    let environment: Vec<&CStr> = fault.iter().map(AsRef::as_ref).collect();
+    reach(FaultPoint::InsideExecuting);
     let flags = nix::fcntl::AtFlags::AT_EMPTY_PATH;
     let Err(errno) = nix::unistd::execveat(program, c"", &arguments, &environment, flags);
     errno.into()

@@ -37,6 +37,7 @@ use podvm_net::{Endpoint, LeaseDir, NetworkConfig, NetworkRequest, PodNetwork};
 use podvm_pod::client::SupervisorClient;
 use podvm_pod::console::Signals;
 use podvm_pod::directory::{DirectoryError, PreparedPod, RunningPod};
+use podvm_pod::fault::{FaultPoint, reach};
 use podvm_pod::manifest::NetworkMode;
 use podvm_pod::runner::{PodIo, Runner};
 use podvm_pod::status::PodReport;
@@ -112,6 +113,7 @@ impl Stage1 for NsStage1 {
         let leases = LeaseDir::open(pods.leases())?;
         let Standing { supervisor, primary, network, users, cgroup } = self.build(&pod, &pods, &leases)?;
         keep_only_network_privileges()?;
+        reach(FaultPoint::PrivilegesDropped);
 
         let runner = Runner {
             pod: &pod,
@@ -124,11 +126,14 @@ impl Stage1 for NsStage1 {
         };
         let report = runner.run(spec::pod_spec(pod.manifest(), network.spec()));
         supervisor.end();
+        reach(FaultPoint::WallsTornDown);
         network.end(&leases);
+        reach(FaultPoint::NetworkEnded);
         if let Some(users) = users {
             users.release(&pods);
         }
         drop(cgroup);
+        reach(FaultPoint::CgroupRemoved);
         Ok(report)
     }
 }
@@ -148,6 +153,7 @@ impl NsStage1 {
         let disk = pod.dir().path().join("writable.img");
         writable::create(&disk, manifest.resources.disk, &self.root.join("templates"))?;
         let users = manifest.private_users.then(|| UserRange::lease(pods, manifest.uuid)).transpose()?;
+        reach(FaultPoint::UsersLeased);
         let walls = Walls::build(&self.supervisor, pod)?;
         let mut user_namespace = None;
         if let Some(range) = users {
@@ -155,6 +161,7 @@ impl NsStage1 {
             user_namespace = Some(walls.namespace("user")?);
         }
         let network = self.connect(manifest, &walls, leases)?;
+        reach(FaultPoint::NetworkMade);
         let cgroup = PodCgroup::make(pod.dir())?;
         if let (Some(cgroup), Some(range)) = (&cgroup, users) {
             cgroup.delegate(walls.process(), range.first)?;

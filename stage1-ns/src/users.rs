@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
 use nix::unistd::Pid;
+use podvm_pod::fault::{FaultPoint, reach};
 use podvm_pod::{PodsRoot, Uuid};
 
 /// IDs of a pod: all that images use.
@@ -80,6 +81,7 @@ impl UserRange {
     pub fn release(self, pods: &PodsRoot) {
         // One that stays is free all the same when the pod is not alive, and taken by the next.
         let _ = fs::remove_file(pods.users().join(self.first.to_string()));
+        reach(FaultPoint::UsersReleased);
     }
 
     /// Writes the map of a process that is the first in its user namespace.

@@ -12,6 +12,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use podvm_pod::directory::RunningPod;
 use podvm_pod::exit;
+use podvm_pod::fault::{FaultPoint, reach};
 use podvm_pod::manifest::NetworkMode;
 use podvm_pod::runner;
 use podvm_pod::status::PodReport;
@@ -57,6 +58,7 @@ impl Walls {
     /// [`WallsError`]; nothing is left then.
     pub fn build(program: &Path, pod: &RunningPod) -> Result<Self, WallsError> {
         let listener = UnixListener::bind(pod.dir().supervisor_socket())?;
+        reach(FaultPoint::SocketBound);
         let (primary, inner) = UnixStream::pair()?;
         let (handover, taker) = Handover::pair()?;
         let notes = pod.dir().path().join("console.log");
@@ -81,6 +83,7 @@ impl Walls {
                 unsafe { libc::_exit(exit::PODVM_ERROR.into()) }
             }
             Some((pid, pidfd)) => {
+                reach(FaultPoint::SupervisorCloned);
                 let supervisor = Supervisor { pid, pidfd, is_reaped: Mutex::new(false) };
                 Ok(Self { supervisor, handover, primary })
             }
