@@ -33,10 +33,10 @@ pub struct Cli {
 /// Options that go with every command.
 #[derive(Debug, Clone, clap::Args)]
 pub struct GlobalArgs {
-    /// Folder of podvm's state: images and pods [default: /var/lib/podvm]
+    /// Folder of podvm's state: images and pods [default: /var/lib/podvm; for ordinary users ~/.local/share/podvm]
     #[arg(long, global = true, value_name = "DIR", help_heading = "Global options")]
     pub root: Option<PathBuf>,
-    /// Configuration file [default: /etc/podvm/config.toml, if it is there]
+    /// Configuration file [default: /etc/podvm/config.toml; for ordinary users ~/.config/podvm/config.toml before it]
     #[arg(long, global = true, value_name = "FILE", help_heading = "Global options")]
     pub config: Option<PathBuf>,
 }

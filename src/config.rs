@@ -10,9 +10,13 @@ use podvm_pod::stage1::Stage1Choice;
 use serde::Deserialize;
 
 use crate::cli::GlobalArgs;
+use crate::rootless;
 
 const DEFAULT_CONFIG: &str = "/etc/podvm/config.toml";
 const DEFAULT_ROOT: &str = "/var/lib/podvm";
+/// Where an ordinary user's files are, below what the user's environment names (XDG Base Directory Specification).
+const USER_CONFIG: &str = "podvm/config.toml";
+const USER_ROOT: &str = "podvm";
 
 /// Why there is no configuration.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +45,9 @@ pub enum ConfigError {
         /// Its value.
         path: PathBuf,
     },
+    /// An ordinary user without a home.
+    #[error("HOME is not set, so there is no place for this user's images and pods; set it, or give --root")]
+    NoHome,
     /// The program does not know where it is.
     #[error("podvm cannot find its own files ({0}); set kernel, initramfs and supervisor in {DEFAULT_CONFIG}")]
     OwnPath(io::Error),
@@ -81,6 +88,8 @@ pub struct Config {
     pub supervisor: PathBuf,
     /// The built-in network.
     pub network: NetworkConfig,
+    /// Whether podvm runs for an ordinary user.
+    pub is_unprivileged: bool,
     /// Where images are fetched from.
     pub registries: RegistrySettings,
 }
@@ -91,21 +100,28 @@ impl Config {
     /// # Errors
     /// [`ConfigError`].
     pub fn load(args: &GlobalArgs) -> Result<Self, ConfigError> {
-        let (path, must_exist) = match &args.config {
-            Some(path) => (path.as_path(), true),
-            None => (Path::new(DEFAULT_CONFIG), false),
+        let is_unprivileged = rootless::is_unprivileged();
+        let users_own = user_folder("XDG_CONFIG_HOME", ".config").map(|folder| folder.join(USER_CONFIG));
+        let users_own = users_own.filter(|path| is_unprivileged && path.exists());
+        let (path, must_exist) = match (&args.config, &users_own) {
+            (Some(path), _) | (None, Some(path)) => (path.as_path(), true),
+            (None, None) => (Path::new(DEFAULT_CONFIG), false),
         };
-        let file = match std::fs::read_to_string(path) {
+        let mut file = match std::fs::read_to_string(path) {
             Ok(text) => parse(&text).map_err(|message| ConfigError::Parse { path: path.into(), message })?,
             Err(error) if error.kind() == io::ErrorKind::NotFound && !must_exist => ConfigFile::default(),
             Err(source) => return Err(ConfigError::Read { path: path.into(), source }),
         };
+        if is_unprivileged && path == Path::new(DEFAULT_CONFIG) {
+            // The host's is not a user's to write to.
+            file.root = None;
+        }
         let library = library_folder().map_err(ConfigError::OwnPath)?;
         let root = match &args.root {
             Some(root) => {
                 std::path::absolute(root).map_err(|source| ConfigError::Read { path: root.clone(), source })?
             }
-            None => absolute("root", file.root.unwrap_or_else(|| DEFAULT_ROOT.into()))?,
+            None => absolute("root", file.root.map_or_else(|| default_root(is_unprivileged), Ok)?)?,
         };
         Ok(Self {
             root,
@@ -114,6 +130,7 @@ impl Config {
             initramfs: absolute("initramfs", file.initramfs.unwrap_or_else(|| library.join("initramfs.cpio")))?,
             supervisor: absolute("supervisor", file.supervisor.unwrap_or_else(|| library.join("supervisor")))?,
             network: file.network,
+            is_unprivileged,
             registries: file.registries,
         })
     }
@@ -141,6 +158,19 @@ fn parse(text: &str) -> Result<ConfigFile, String> {
 
 fn absolute(name: &'static str, path: PathBuf) -> Result<PathBuf, ConfigError> {
     if path.is_absolute() { Ok(path) } else { Err(ConfigError::RelativePath { name, path }) }
+}
+
+fn default_root(is_unprivileged: bool) -> Result<PathBuf, ConfigError> {
+    if !is_unprivileged {
+        return Ok(DEFAULT_ROOT.into());
+    }
+    Ok(user_folder("XDG_DATA_HOME", ".local/share").ok_or(ConfigError::NoHome)?.join(USER_ROOT))
+}
+
+/// The folder that a variable names, or one in the user's home.
+fn user_folder(variable: &str, usual: &str) -> Option<PathBuf> {
+    let folder = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    folder(variable).or_else(|| Some(folder("HOME")?.join(usual)))
 }
 
 /// `<prefix>/lib/podvm`, when the program is `<prefix>/bin/podvm`.

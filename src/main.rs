@@ -10,6 +10,7 @@ mod commands;
 mod config;
 mod duration;
 mod output;
+mod rootless;
 mod stage1;
 
 use std::ffi::OsString;

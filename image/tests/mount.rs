@@ -186,7 +186,7 @@ fn assert_same(extracted: &Path, mounted: &Path) {
 }
 
 #[test]
-fn what_is_mounted_equals_what_tar_extracts() {
+fn what_is_mounted_and_what_is_unpacked_equal_what_tar_extracts() {
     if !can_mount() {
         return;
     }
@@ -216,6 +216,10 @@ fn what_is_mounted_equals_what_tar_extracts() {
         run("mount", &["-t", "erofs", "-o", "loop,ro", &image, &mounted]);
         assert_same(Path::new(&x), Path::new(&mounted));
         run("umount", &[&mounted]);
+        let unpacked = at(&format!("u{number}"));
+        fs::create_dir(&unpacked).unwrap();
+        erofs::unpack(&file, &unpacked).unwrap();
+        assert_same(Path::new(&x), &unpacked);
         if Command::new("fsck.erofs").arg("-V").output().is_ok() {
             run("fsck.erofs", &[&image]);
         }

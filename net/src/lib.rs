@@ -16,6 +16,7 @@
 //! | `netlink` | messages and sockets under both |
 //! | [`LeaseDir`] | which pod has which address |
 //! | `port`, `conntrack` | claims on the host's ports, and flows to them from before |
+//! | `user_mode` | the network of ordinary users' pods, by pasta(1) |
 //! | [`host_dns`] | the host's name servers |
 //!
 //! Settings of the host that are made for the first pod and stay: `net.ipv4.ip_forward=1`, `net.ipv6.conf.all.forwarding=1`, and
@@ -40,6 +41,7 @@ mod rules;
 mod subnet;
 mod sysctl;
 mod tap;
+mod user_mode;
 
 pub use dns::host_dns;
 pub use gc::{GcError, GcReport, gc};
@@ -51,3 +53,4 @@ pub use request::{Endpoint, NetworkConfig, NetworkRequest};
 pub use subnet::{Ipv4Subnet, Ipv6Subnet, SubnetError};
 pub use sysctl::SysctlError;
 pub use tap::{Tap, TapError};
+pub use user_mode::UserModeError;

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use nix::sched::{CloneFlags, setns, unshare};
 use podvm_pod::fault::{FaultPoint, reach};
@@ -23,9 +23,10 @@ use crate::rules::{LINK_PREFIX, PodAddress, pod_table};
 use crate::subnet::Prefix;
 use crate::sysctl::{self, SysctlError};
 use crate::tap::{self, Tap, TapError};
+use crate::user_mode::{self, Pasta, UserModeError};
 
 /// Name of a pod's interface inside its network namespace, and inside its VM.
-const POD_LINK: &str = "eth0";
+pub(crate) const POD_LINK: &str = "eth0";
 /// Name of the VM's tap in the pod's network namespace.
 const TAP_LINK: &str = "tap0";
 
@@ -44,6 +45,9 @@ pub enum CreateError {
     /// A setting of the host or of the namespace.
     #[error(transparent)]
     Sysctl(#[from] SysctlError),
+    /// An ordinary user's network.
+    #[error(transparent)]
+    UserMode(#[from] UserModeError),
     /// The kernel refused a link, address or route.
     #[error("the pod's network cannot be made: {0}")]
     Link(#[from] NetlinkError),
@@ -61,7 +65,14 @@ pub struct PodNetwork {
 }
 
 /// What the kernel takes for the pod's life. All are closed at exec.
-struct Holds {
+enum Holds {
+    /// The host's own links and rules.
+    Kernel(KernelHolds),
+    /// A process that carries the pod's connections; ended when dropped.
+    UserMode(#[expect(dead_code, reason = "held for the pod's life")] Pasta),
+}
+
+struct KernelHolds {
     /// Owner of the nftables table. It is the host's, but of no use to a process without capabilities: the kernel looks at the
     /// sender's, too.
     rules: Socket,
@@ -143,8 +154,31 @@ impl PodNetwork {
                 Socket::route()?.transact(batch)?;
                 Ok(Self { mode, interface: None, dns: request.dns.clone(), holds: None })
             }
+            NetworkMode::Default if request.is_unprivileged => Self::create_user_mode(request),
             NetworkMode::Default => Self::create_default(request, leases),
         }
+    }
+
+    fn create_user_mode(request: &NetworkRequest) -> Result<Self, CreateError> {
+        user_mode::check_ports(&request.ports)?;
+        let dns = request.dns.clone().unwrap_or_else(host_dns);
+        // pasta's own sockets are the host's, so it is started from there; and there is no way back for this process.
+        let namespace = match &request.namespace {
+            Some(namespace) => namespace.try_clone().map_err(CreateError::Namespace)?,
+            None => new_namespace_elsewhere()?,
+        };
+        let mut pasta = Pasta::start(request, namespace.as_fd())?;
+        setns(&namespace, CloneFlags::CLONE_NEWNET).map_err(|errno| CreateError::Namespace(errno.into()))?;
+        if request.endpoint == Endpoint::Namespace {
+            sysctl::free_pod_network();
+        }
+        let mut batch = Batch::default();
+        link::push_up(&mut batch, LOOPBACK_INDEX, None);
+        Socket::route()?.transact(batch)?;
+        pasta.wait_until_ready(request.endpoint)?;
+        let interface = Some(user_mode::interface(request.config.mtu));
+        let holds = Some(Holds::UserMode(pasta));
+        Ok(Self { mode: NetworkMode::Default, interface, dns: Some(dns), holds })
     }
 
     fn create_default(request: &NetworkRequest, leases: &LeaseDir) -> Result<Self, CreateError> {
@@ -162,7 +196,7 @@ impl PodNetwork {
                 mode: NetworkMode::Default,
                 interface: Some(place.interface(request.config.mtu)),
                 dns: Some(dns),
-                holds: Some(Holds { table, rules, lease, _ports: ports }),
+                holds: Some(Holds::Kernel(KernelHolds { table, rules, lease, _ports: ports })),
             }),
             Err(error) => {
                 // The lease would end with the process anyway; its error must not hide the first one.
@@ -209,7 +243,7 @@ impl PodNetwork {
     /// Needed for nothing but speed: the kernel does the same at the process's end, but keeps the process waiting for it. Effective
     /// while the process has the capabilities of [`PodNetwork::create`]; without them it changes nothing.
     pub fn end(self, leases: &LeaseDir) {
-        if let Some(holds) = self.holds {
+        if let Some(Holds::Kernel(holds)) = self.holds {
             // What fails here is done by the kernel and by `gc` later.
             let _ = leases.release(holds.lease);
             reach(FaultPoint::LeaseReleased);
@@ -219,6 +253,16 @@ impl PodNetwork {
             }
         }
     }
+}
+
+/// A new network namespace that this thread is not in.
+fn new_namespace_elsewhere() -> Result<OwnedFd, CreateError> {
+    let made = std::thread::spawn(|| -> io::Result<OwnedFd> {
+        unshare(CloneFlags::CLONE_NEWNET)?;
+        Ok(File::open("/proc/thread-self/ns/net")?.into())
+    });
+    let panicked = |_| io::Error::other("the thread that makes it panicked");
+    made.join().map_err(panicked).flatten().map_err(CreateError::Namespace)
 }
 
 /// Enters the pod's network namespace.

@@ -81,6 +81,16 @@ pub enum PortError {
         /// Its protocol.
         protocol: Protocol,
     },
+    /// A low port, and an ordinary user.
+    #[error(
+        "port {port}/{protocol} is not an ordinary user's to publish; publish one from 1024 on, or lower net.ipv4.ip_unprivileged_port_start by sysctl"
+    )]
+    Privileged {
+        /// The port.
+        port: u16,
+        /// Its protocol.
+        protocol: Protocol,
+    },
     /// The socket cannot be made for another reason.
     #[error("port {port}/{protocol} cannot be claimed on this host: {source}")]
     Io {
@@ -153,23 +163,34 @@ pub(crate) struct PortClaim {
 
 /// Claims a port in the calling thread's network namespace.
 pub(crate) fn claim(forward: &Forward) -> Result<PortClaim, PortError> {
+    let socket = explained(forward, claim_socket(forward, refuse_all_packets))?;
+    Ok(PortClaim { _socket: socket })
+}
+
+/// Finds out whether a port could be claimed, for who carries its packets in another way.
+pub(crate) fn check(forward: &Forward) -> Result<(), PortError> {
+    explained(forward, claim_socket(forward, |_| Ok(()))).map(drop)
+}
+
+fn explained<T>(forward: &Forward, claimed: nix::Result<T>) -> Result<T, PortError> {
     let Forward { protocol, address, host_port: port, .. } = *forward;
-    match claim_socket(forward) {
-        Ok(socket) => Ok(PortClaim { _socket: socket }),
+    match claimed {
+        Ok(claimed) => Ok(claimed),
+        Err(Errno::EACCES) => Err(PortError::Privileged { port, protocol }),
         Err(Errno::EADDRINUSE) => Err(PortError::InUse { port, protocol, address }),
         Err(Errno::EADDRNOTAVAIL) => Err(PortError::NotLocal { port, protocol, address }),
         Err(errno) => Err(PortError::Io { port, protocol, source: errno.into() }),
     }
 }
 
-fn claim_socket(forward: &Forward) -> nix::Result<OwnedFd> {
+fn claim_socket(forward: &Forward, prepare: fn(&OwnedFd) -> nix::Result<()>) -> nix::Result<OwnedFd> {
     let family = if forward.address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let kind = match forward.protocol {
         Protocol::Tcp => SockType::Stream,
         Protocol::Udp => SockType::Datagram,
     };
     let fd = socket(family, kind, SockFlag::SOCK_CLOEXEC, None)?;
-    refuse_all_packets(&fd)?;
+    prepare(&fd)?;
     if forward.address.is_ipv6() {
         setsockopt(&fd, sockopt::Ipv6V6Only, &true)?;
     }

@@ -64,6 +64,8 @@ pub struct NetworkRequest {
     pub dns: Option<DnsSpec>,
     /// A network namespace that is the pod's already; a new one is made otherwise.
     pub namespace: Option<OwnedFd>,
+    /// Whether this process has no privilege over the host's network, as one of an ordinary user.
+    pub is_unprivileged: bool,
 }
 
 impl NetworkRequest {
@@ -77,6 +79,7 @@ impl NetworkRequest {
             config: NetworkConfig::default(),
             dns: None,
             namespace: None,
+            is_unprivileged: false,
         }
     }
 }

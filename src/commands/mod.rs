@@ -21,20 +21,29 @@ use podvm_stage1_ns::cgroup::CgroupError;
 
 use crate::cli::{Cli, Command};
 use crate::config::Config;
+use crate::rootless;
 
 /// Does what the command line says; returns the exit code.
 pub fn run_command(cli: Cli) -> Result<u8> {
+    // Found before it is root of a namespace: where a user's files are does not depend on it.
     let config = || Config::load(&cli.global);
+    let as_root = || -> Result<Config> {
+        let config = config()?;
+        if config.is_unprivileged {
+            rootless::become_root()?;
+        }
+        Ok(config)
+    };
     match cli.command {
-        Command::Run(args) => run::run(&args, &config()?),
+        Command::Run(args) => run::run(&args, &as_root()?),
         Command::List(args) => list::run(&args, &config()?),
         Command::Status(args) => status::run(&args, &config()?),
         Command::Exec(args) => exec::run(&args, &config()?),
         Command::Logs(args) => logs::run(&args, &config()?),
         Command::Stop(args) => stop::run(&args, &config()?),
-        Command::Rm(args) => rm::run(&args, &config()?),
-        Command::Gc(args) => gc::run(&args, &config()?),
-        Command::Image(command) => image::run(&command, &config()?),
+        Command::Rm(args) => rm::run(&args, &as_root()?),
+        Command::Gc(args) => gc::run(&args, &as_root()?),
+        Command::Image(command) => image::run(&command, &as_root()?),
         Command::Doctor(args) => doctor::run(&args, &config()?),
         // These work where the configuration is broken.
         Command::Version(args) => version::run(&args),

@@ -80,6 +80,8 @@ pub struct KvmStage1 {
     pub network: NetworkConfig,
     /// How the pod is connected to this process.
     pub io: PodIo,
+    /// Whether this process is an ordinary user's, who has no privilege over the host's network.
+    pub is_unprivileged: bool,
 }
 
 impl Stage1 for KvmStage1 {
@@ -120,6 +122,7 @@ impl KvmStage1 {
             mode: manifest.network.clone(),
             ports: manifest.ports.clone(),
             config: self.network.clone(),
+            is_unprivileged: self.is_unprivileged,
             ..NetworkRequest::new(manifest.uuid, Endpoint::Vm)
         };
         let leases = LeaseDir::open(PodsRoot::new(&self.root).leases())?;

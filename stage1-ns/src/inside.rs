@@ -67,8 +67,10 @@ pub struct Inside<'a> {
     pub inherited: Inherited<'a>,
     /// Where the parts of its tree come from.
     pub handover: Handover,
-    /// Whether it is in a user namespace of its own.
+    /// Whether it is in a user namespace of its own, and nobody in it yet.
     pub has_users: bool,
+    /// Whether apps can mount a sysfs only where one is seen already (user namespaces).
+    pub mounts_sysfs: bool,
 }
 
 impl Inside<'_> {
@@ -100,6 +102,8 @@ impl Inside<'_> {
         }
         if self.has_users {
             become_root_of_pod()?;
+        }
+        if self.mounts_sysfs {
             let sysfs = virtual_filesystem("sysfs", &[]);
             parts.extend(sysfs.ok().map(|mount| Part::directory("/sys", mount)));
         }

@@ -47,7 +47,7 @@ use podvm_pod::{PodManifest, PodsRoot, Stage1, Stage1Kind};
 pub use cgroup::undo;
 
 use crate::cgroup::{CgroupError, PodCgroup};
-use crate::tree::TreeError;
+use crate::tree::{TreeError, TreeSource};
 use crate::users::{UserRange, UsersError};
 use crate::walls::{Supervisor, Walls, WallsError};
 
@@ -97,6 +97,9 @@ pub struct NsStage1 {
     pub network: NetworkConfig,
     /// How the pod is connected to this process.
     pub io: PodIo,
+    /// Whether this process is an ordinary user's, in a user namespace that it has entered: the host's links, block devices and
+    /// cgroups are then not its to make.
+    pub is_unprivileged: bool,
 }
 
 impl Stage1 for NsStage1 {
@@ -150,11 +153,10 @@ struct Standing {
 impl NsStage1 {
     fn build(&self, pod: &RunningPod, pods: &PodsRoot, leases: &LeaseDir) -> Result<Standing, NsError> {
         let manifest = pod.manifest();
-        let disk = pod.dir().path().join("writable.img");
-        writable::create(&disk, manifest.resources.disk, &self.root.join("templates"))?;
+        let writable = self.writable(pod)?;
         let users = manifest.private_users.then(|| UserRange::lease(pods, manifest.uuid)).transpose()?;
         reach(FaultPoint::UsersLeased);
-        let walls = Walls::build(&self.supervisor, pod)?;
+        let walls = Walls::build(&self.supervisor, pod, self.is_unprivileged)?;
         let mut user_namespace = None;
         if let Some(range) = users {
             range.map(walls.process())?;
@@ -166,10 +168,29 @@ impl NsStage1 {
         if let (Some(cgroup), Some(range)) = (&cgroup, users) {
             cgroup.delegate(walls.process(), range.first)?;
         }
-        let users_fd = user_namespace.as_ref().map(AsFd::as_fd);
-        let parts = tree::parts(manifest, &disk, cgroup.as_ref().map(PodCgroup::path), users_fd)?;
+        let source = TreeSource {
+            manifest,
+            writable: &writable,
+            cgroup: cgroup.as_ref().map(PodCgroup::path),
+            users: user_namespace.as_ref().map(AsFd::as_fd),
+            has_no_devices: self.is_unprivileged || manifest.private_users,
+        };
+        let parts = source.parts()?;
         let (supervisor, primary) = walls.complete(&parts)?;
         Ok(Standing { supervisor, primary, network, users, cgroup })
+    }
+
+    /// Where what the apps write goes: a disk of bounded size, or a directory for who may not mount one.
+    fn writable(&self, pod: &RunningPod) -> Result<PathBuf, NsError> {
+        let dir = pod.dir().path();
+        if self.is_unprivileged {
+            let directory = dir.join("writable");
+            std::fs::create_dir(&directory).map_err(WallsError::Io)?;
+            return Ok(directory);
+        }
+        let disk = dir.join("writable.img");
+        writable::create(&disk, pod.manifest().resources.disk, &self.root.join("templates"))?;
+        Ok(disk)
     }
 
     fn connect(&self, manifest: &PodManifest, walls: &Walls, leases: &LeaseDir) -> Result<PodNetwork, NsError> {
@@ -181,6 +202,7 @@ impl NsStage1 {
             mode: manifest.network.clone(),
             ports: manifest.ports.clone(),
             config: self.network.clone(),
+            is_unprivileged: self.is_unprivileged,
             namespace,
             ..NetworkRequest::new(manifest.uuid, Endpoint::Namespace)
         };

@@ -66,52 +66,73 @@ pub enum TreeError {
     },
 }
 
-/// All parts of a pod's tree. `disk` is the file with its writable filesystem; `users` the user namespace of a pod with users
-/// of its own.
-///
-/// # Errors
-/// [`TreeError`].
-pub fn parts(
-    manifest: &PodManifest,
-    disk: &Path,
-    cgroup: Option<&Path>,
-    users: Option<BorrowedFd<'_>>,
-) -> Result<Vec<Part>, TreeError> {
-    let mapped = |mount: OwnedFd| match users {
-        Some(users) => map_owners(mount.as_fd(), users).map(|()| mount),
-        None => Ok(mount),
-    };
-    let mut parts = Vec::new();
-    for (number, path) in distinct_layers(manifest).into_iter().enumerate() {
-        let mount = layer(path).and_then(mapped).map_err(|source| TreeError::Layer { path: path.into(), source })?;
-        parts.push(Part::directory(Path::new(LAYERS).join(number.to_string()), mount));
+/// What the parts of a pod's tree are made from.
+#[derive(Debug)]
+pub struct TreeSource<'a> {
+    /// The pod.
+    pub manifest: &'a PodManifest,
+    /// The file with its writable filesystem, or a directory.
+    pub writable: &'a Path,
+    /// Its cgroup.
+    pub cgroup: Option<&'a Path>,
+    /// The user namespace that the owners of files are mapped to.
+    pub users: Option<BorrowedFd<'a>>,
+    /// Whether devices can only be shown to the pod, not made in it.
+    pub has_no_devices: bool,
+}
+
+impl TreeSource<'_> {
+    /// All parts.
+    ///
+    /// # Errors
+    /// [`TreeError`].
+    pub fn parts(&self) -> Result<Vec<Part>, TreeError> {
+        let mut parts = Vec::new();
+        for (number, path) in distinct_layers(self.manifest).into_iter().enumerate() {
+            let failed = |source| TreeError::Layer { path: path.into(), source };
+            let mount = layer(path).and_then(|mount| self.mapped(mount)).map_err(failed)?;
+            parts.push(Part::directory(Path::new(LAYERS).join(number.to_string()), mount));
+        }
+        parts.push(self.writable()?);
+        for volume in &self.manifest.volumes {
+            if let VolumeKind::Host { source } = &volume.kind {
+                parts.push(shared_directory(volume, source, self.users)?);
+            }
+        }
+        if let Some(cgroup) = self.cgroup {
+            parts.push(shown(cgroup, Path::new(CGROUP), false)?);
+        }
+        if self.has_no_devices {
+            for device in DEVICES.map(Path::new) {
+                parts.push(shown(device, device, true)?);
+            }
+            if self.manifest.network == NetworkMode::Host {
+                // Of a network that is not the pod's own, it can mount none itself.
+                parts.push(shown(Path::new("/sys"), Path::new("/sys"), false)?);
+            }
+        }
+        Ok(parts)
     }
-    let writable = looped("ext4", disk, false).and_then(mapped);
-    let writable = writable.map_err(|source| TreeError::Disk { path: disk.into(), source })?;
-    parts.push(Part::directory(WRITABLE, writable));
-    for volume in &manifest.volumes {
-        if let VolumeKind::Host { source } = &volume.kind {
-            parts.push(shared_directory(volume, source, users)?);
+
+    fn writable(&self) -> Result<Part, TreeError> {
+        let path = self.writable;
+        let mount = if path.is_dir() { bind(path, false) } else { looped("ext4", path, false) };
+        let mount = mount.and_then(|mount| self.mapped(mount));
+        Ok(Part::directory(WRITABLE, mount.map_err(|source| TreeError::Disk { path: path.into(), source })?))
+    }
+
+    fn mapped(&self, mount: OwnedFd) -> io::Result<OwnedFd> {
+        match self.users {
+            Some(users) => map_owners(mount.as_fd(), users).map(|()| mount),
+            None => Ok(mount),
         }
     }
-    let mut show = |path: &Path, place: &Path, is_file: bool| -> Result<(), TreeError> {
-        let mount = bind(path, !is_file).map_err(|source| TreeError::Host { path: path.into(), source })?;
-        parts.push(Part { place: place.into(), is_file, mount });
-        Ok(())
-    };
-    if let Some(cgroup) = cgroup {
-        show(cgroup, Path::new(CGROUP), false)?;
-    }
-    if users.is_some() {
-        for device in DEVICES.map(Path::new) {
-            show(device, device, true)?;
-        }
-        if manifest.network == NetworkMode::Host {
-            // Of a network that is not the pod's own, it can mount none itself.
-            show(Path::new("/sys"), Path::new("/sys"), false)?;
-        }
-    }
-    Ok(parts)
+}
+
+/// Something of the host, as it is.
+fn shown(path: &Path, place: &Path, is_file: bool) -> Result<Part, TreeError> {
+    let mount = bind(path, !is_file).map_err(|source| TreeError::Host { path: path.into(), source })?;
+    Ok(Part { place: place.into(), is_file, mount })
 }
 
 fn shared_directory(volume: &Volume, source: &Path, users: Option<BorrowedFd<'_>>) -> Result<Part, TreeError> {

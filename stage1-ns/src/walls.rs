@@ -52,11 +52,11 @@ pub struct Walls {
 
 impl Walls {
     /// Makes the namespaces; a network namespace unless the pod shares the host's, and a user namespace if it has users of its
-    /// own.
+    /// own. `is_unprivileged` says that this process is in a user namespace itself.
     ///
     /// # Errors
     /// [`WallsError`]; nothing is left then.
-    pub fn build(program: &Path, pod: &RunningPod) -> Result<Self, WallsError> {
+    pub fn build(program: &Path, pod: &RunningPod, is_unprivileged: bool) -> Result<Self, WallsError> {
         let listener = UnixListener::bind(pod.dir().supervisor_socket())?;
         reach(FaultPoint::SocketBound);
         let (primary, inner) = UnixStream::pair()?;
@@ -78,7 +78,8 @@ impl Walls {
         {
             None => {
                 drop(handover);
-                Inside { inherited, handover: taker, has_users: manifest.private_users }.enter();
+                let (has_users, mounts_sysfs) = (manifest.private_users, is_unprivileged || manifest.private_users);
+                Inside { inherited, handover: taker, has_users, mounts_sysfs }.enter();
                 // SAFETY: ends the process without running anything of the process it was cloned from.
                 unsafe { libc::_exit(exit::PODVM_ERROR.into()) }
             }

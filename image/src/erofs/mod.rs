@@ -17,6 +17,7 @@ mod reader;
 #[cfg(test)]
 mod tests;
 mod tree;
+mod unpack;
 mod xattr;
 
 use std::fs::File;
@@ -25,6 +26,7 @@ use std::io::{self, Read};
 pub use error::{BuildError, EntryError};
 pub use limits::{Limits, MAX_FILE, MAX_NAME, MAX_PATH, MAX_SYMLINK};
 pub use output::image_digest;
+pub use unpack::{UnpackError, unpack};
 
 use crate::digest::Digest;
 use crate::tar::{Streamed, TarReader};

@@ -395,3 +395,24 @@ proptest! {
         let _ = try_build(&bytes, &Limits::default());
     }
 }
+
+#[test]
+fn a_damaged_image_is_refused_or_unpacked_but_never_more() {
+    let whole = try_build(
+        &archive(&[Member::file("a/b/file", &"x".repeat(9000)), Member::file("small", "y")]),
+        &Limits::default(),
+    )
+    .unwrap();
+    let outer = tempfile::tempdir().unwrap();
+    proptest!(ProptestConfig::with_cases(300), |(at in 1024..whole.len(), value: u8, cut in 0..8usize)| {
+        let mut bytes = whole.clone();
+        bytes[at] = value;
+        bytes.truncate(whole.len() - cut * 1000);
+        let mut image = tempfile::tempfile().unwrap();
+        std::io::Write::write_all(&mut image, &bytes).unwrap();
+        let place = tempfile::tempdir_in(outer.path()).unwrap();
+        let _ = super::unpack(&image, place.path());
+        place.close().unwrap();
+        prop_assert_eq!(std::fs::read_dir(outer.path()).unwrap().count(), 0);
+    });
+}

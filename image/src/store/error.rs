@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::digest::Digest;
-use crate::erofs::BuildError;
+use crate::erofs::{BuildError, UnpackError};
 use crate::oci::OciError;
 use crate::registry::RegistryError;
 
@@ -18,6 +18,14 @@ pub enum StoreError {
         path: PathBuf,
         /// Why.
         source: io::Error,
+    },
+    /// A layer that could not be unpacked.
+    #[error("image store: layer {layer} cannot be unpacked: {source}")]
+    Unpack {
+        /// The layer.
+        layer: Digest,
+        /// Why.
+        source: UnpackError,
     },
     /// A record that cannot be read.
     #[error("image store: {} is damaged ({source}); remove the image and import it again", path.display())]

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `blobs/sha256/<diff id>.erofs` | a layer as an EROFS image, named by the digest of its plain tar |
 //! | `blobs/sha256/<diff id>.json` | size and digest of that file, for `verify` |
+//! | `trees/<diff id>/` | a layer's files, where the host cannot mount the EROFS image |
 //! | `images/<id>/image.json` | what running the image needs, named by its configuration's digest |
 //! | `images/<id>/config.json`, `manifest.json` | configuration and manifest as they were |
 //! | `refs/<sha256 of the name>.json` | a name and the id it stands for |
@@ -28,6 +29,7 @@ mod remove;
 mod scratch;
 #[cfg(test)]
 mod tests;
+mod tree;
 mod verify;
 
 use std::fs;
@@ -94,6 +96,14 @@ impl Store {
 
     fn refs(&self) -> PathBuf {
         self.root.join("refs")
+    }
+
+    fn trees(&self) -> PathBuf {
+        self.root.join("trees")
+    }
+
+    fn tree_path(&self, diff_id: &Digest) -> PathBuf {
+        self.trees().join(diff_id.hex())
     }
 
     fn tmp(&self) -> PathBuf {

@@ -125,6 +125,7 @@ impl Store {
             }
             fs::remove_file(&path).map_err(at(&path))?;
         }
+        self.remove_trees(|layer| needed.contains(layer))?;
         Ok(collected)
     }
 }

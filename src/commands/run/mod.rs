@@ -51,12 +51,15 @@ pub fn run(args: &RunArgs, config: &Config) -> Result<u8> {
     }
     reach(FaultPoint::ImagesHeld);
     let stage1 = choose(args.stage1.unwrap_or(config.stage1))?;
-    let manifest = manifest::assemble(args, &images, &manifest::Host::this(), stage1.kind)?;
+    let mut manifest = manifest::assemble(args, &images, &manifest::Host::this(), stage1.kind)?;
     require_files(config, stage1.kind)?;
     if !args.quiet {
         remarks(&stage1, &manifest).iter().for_each(|line| report(line));
     }
     let stage1 = stage1.kind;
+    if stage1 == Stage1Kind::Ns {
+        suit_namespaces(&mut manifest, &store, &holds, config)?;
+    }
     let uuid = manifest.uuid;
     let uuid_file = args.uuid_file_save.as_ref().map(std::path::absolute).transpose()?;
     let start = move |io| run_pod(args, config, stage1, manifest, holds, uuid_file.as_deref(), io);
@@ -103,6 +106,19 @@ fn remarks(stage1: &Chosen, manifest: &PodManifest) -> Vec<String> {
         lines.extend(podvm_stage1_ns::cgroup::missed_limits(manifest));
     }
     lines
+}
+
+/// Has layers unpacked where they cannot be mounted. An ordinary user's pod has mapped users in any case.
+fn suit_namespaces(manifest: &mut PodManifest, store: &Store, images: &[ResolvedImage], config: &Config) -> Result<()> {
+    manifest.private_users &= !config.is_unprivileged;
+    if !config.is_unprivileged && podvm_stage1_ns::mount::host_mounts_erofs() {
+        return Ok(());
+    }
+    for (app, image) in manifest.apps.iter_mut().zip(images) {
+        let unpacked = image.layers.iter().map(|layer| store.unpacked(&layer.diff_id));
+        app.image.layers = unpacked.collect::<Result<_, _>>()?;
+    }
+    Ok(())
 }
 
 /// What the stage1 is made of.
@@ -164,15 +180,15 @@ fn run_pod(
 
 /// Becomes the pod behind the walls that were chosen.
 fn run_behind(stage1: Stage1Kind, config: &Config, pod: PreparedPod, io: PodIo) -> Result<PodReport> {
-    let (root, network) = (config.root.clone(), config.network.clone());
+    let (root, network, is_unprivileged) = (config.root.clone(), config.network.clone(), config.is_unprivileged);
     match stage1 {
         Stage1Kind::Kvm => {
             let (kernel, initramfs) = (config.kernel.clone(), config.initramfs.clone());
-            Ok(KvmStage1 { kernel, initramfs, root, network, io }.run(pod)?)
+            Ok(KvmStage1 { kernel, initramfs, root, network, io, is_unprivileged }.run(pod)?)
         }
         Stage1Kind::Ns => {
             let supervisor = config.supervisor.clone();
-            Ok(NsStage1 { supervisor, root, network, io }.run(pod)?)
+            Ok(NsStage1 { supervisor, root, network, io, is_unprivileged }.run(pod)?)
         }
     }
 }
