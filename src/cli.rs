@@ -10,7 +10,7 @@ use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 
 use crate::commands::run::AppArgs;
-use crate::commands::{completion, doctor, exec, gc, image, list, logs, rm, run, status, stop, version};
+use crate::commands::{cat_manifest, completion, doctor, exec, gc, image, list, logs, rm, run, status, stop, version};
 
 /// What separates the apps of a pod.
 const APP_SEPARATOR: &str = "---";
@@ -51,6 +51,8 @@ pub enum Command {
     List(list::ListArgs),
     /// Show a pod and its apps
     Status(status::StatusArgs),
+    /// Print what a pod was made from, for `podvm run --pod-manifest`
+    CatManifest(cat_manifest::CatManifestArgs),
     /// Execute another program in a running app
     #[command(visible_alias = "enter")]
     Exec(exec::ExecArgs),
@@ -97,6 +99,16 @@ pub fn parse(arguments: &[OsString]) -> Result<Parsed, String> {
                         Ok(part) => args.further_apps.push(part.app),
                         Err(error) => return text_or_message(&error),
                     }
+                }
+                if args.pod_manifest.is_none() && args.apps().any(|app| app.image.is_none()) {
+                    return Err(
+                        "an IMAGE is missing; name one for each app, or run `podvm run --pod-manifest FILE`".into()
+                    );
+                }
+                if args.pod_manifest.is_some() && !args.further_apps.is_empty() {
+                    return Err(
+                        "--pod-manifest describes all apps of the pod; leave out --- and what follows it".into()
+                    );
                 }
                 return Ok(Parsed::Command(Box::new(cli)));
             }
@@ -166,7 +178,7 @@ mod tests {
     #[test]
     fn options_stand_before_and_after_the_image() {
         let args = run_args("podvm run --private-net --port=client:2379 --memory 64M etcd --name db -- --listen=x --y");
-        assert_eq!(args.app.image, "etcd");
+        assert_eq!(args.app.image.as_deref(), Some("etcd"));
         assert_eq!(args.app.arguments, ["--listen=x", "--y"]);
         assert_eq!(args.app.name.as_ref().unwrap().as_str(), "db");
         assert_eq!(args.ports.len(), 1);
@@ -176,9 +188,9 @@ mod tests {
     #[test]
     fn three_dashes_begin_another_app() {
         let args = run_args("podvm run --net=none a -- --- b --memory 32M -- --- -e A=b c -- x ---y");
-        assert_eq!(args.app.image, "a");
+        assert_eq!(args.app.image.as_deref(), Some("a"));
         assert_eq!(args.further_apps.len(), 2);
-        assert_eq!(args.further_apps[0].image, "b");
+        assert_eq!(args.further_apps[0].image.as_deref(), Some("b"));
         assert!(args.further_apps[0].memory.is_some() && args.app.memory.is_none());
         assert_eq!(args.further_apps[1].arguments, ["x", "---y"]);
     }
@@ -200,6 +212,14 @@ mod tests {
             ("podvm run", "IMAGE"),
             ("podvm run a --- --volume x,kind=empty b", "--volume"),
             ("podvm run --stage1 qemu etcd", "qemu"),
+            ("podvm run a --- --memory 32M", "IMAGE"),
+            ("podvm run --pod-manifest pod.json etcd", "--pod-manifest"),
+            ("podvm run --pod-manifest pod.json --memory 32M", "--memory"),
+            ("podvm run --seccomp mode=retain etcd", "names no system call"),
+            ("podvm run --oom-score-adj 1001 etcd", "1001"),
+            ("podvm run --rlimit files=1 etcd", "nofile"),
+            ("podvm run --dns dns.example etcd", "IP address"),
+            ("podvm run --hosts-entry db=10.0.0.5 etcd", "IP=NAME"),
             ("podvm run --net=bridge etcd", "bridge"),
             ("podvm frob", "frob"),
         ] {

@@ -32,6 +32,7 @@ pub struct Places {
     layers: Vec<Vec<String>>,
     volumes: BTreeMap<VolumeName, VolumePlace>,
     mounts: Vec<PathBuf>,
+    shm: PathBuf,
 }
 
 /// Where a volume's content is.
@@ -52,14 +53,18 @@ impl Places {
     /// What could not be mounted or made.
     pub fn prepare(walls: &mut dyn Walls, spec: &PodSpec) -> Result<Self, StepError> {
         let scratch = walls.scratch().to_owned();
-        let mut places = Self { scratch, layers: Vec::new(), volumes: BTreeMap::new(), mounts: Vec::new() };
+        let shm = scratch.join("shm");
+        let mut places = Self { scratch, layers: Vec::new(), volumes: BTreeMap::new(), mounts: Vec::new(), shm };
         for directory in ["layers", "volumes", "apps", "shm"] {
             make_directory(&places.scratch.join(directory))?;
         }
         places.mount_layers(walls, spec)?;
         places.mount_writable(walls, &spec.writable)?;
         places.mount_volumes(walls, spec)?;
-        places.mount_tmpfs("shm", SHM_SIZE, "1777")?;
+        match &spec.shm {
+            Some(shm) => places.shm.clone_from(shm),
+            None => places.mount_tmpfs("shm", SHM_SIZE, "1777")?,
+        }
         Ok(places)
     }
 
@@ -90,7 +95,7 @@ impl Places {
 
     /// The pod's `/dev/shm`.
     pub fn shm(&self) -> PathBuf {
-        self.scratch.join("shm")
+        self.shm.clone()
     }
 
     /// Unmounts everything that is not in use.

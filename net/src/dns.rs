@@ -1,9 +1,10 @@
-//! The name service a pod is told of: the host's own, without what only the host can reach.
+//! The name service a pod is told of: the host's own, without what only the host can reach, or what it asks for.
 
 use std::fs;
 use std::net::IpAddr;
 use std::path::Path;
 
+use podvm_pod::manifest::{DnsSettings, DnsSource, HostsEntry, NetworkMode, is_host_name};
 use podvm_pod::protocol::DnsSpec;
 
 /// Where a host's resolver configuration is (resolv.conf(5)).
@@ -16,9 +17,46 @@ pub fn host_dns() -> DnsSpec {
     usable_dns(Path::new(RESOLV_CONF), Path::new(SYSTEMD_RESOLV_CONF))
 }
 
-/// The name service of this host as the host itself uses it, for a pod on the host's own network.
-pub(crate) fn hosts_own_dns() -> DnsSpec {
+/// The name service of this host as the host itself uses it.
+fn hosts_own_dns() -> DnsSpec {
     read(Path::new(RESOLV_CONF), |_| true)
+}
+
+/// The name service of a pod; none when its images' own files are left alone.
+pub(crate) fn pod_dns(settings: &DnsSettings, mode: &NetworkMode) -> Option<DnsSpec> {
+    let base = match (&settings.source, mode) {
+        (DnsSource::Image, _) => return None,
+        (DnsSource::Host, _) | (DnsSource::Network, NetworkMode::Host) => hosts_own_dns(),
+        (DnsSource::Network, NetworkMode::Default) => host_dns(),
+        (DnsSource::Network, NetworkMode::None) if settings.search.is_empty() && settings.options.is_empty() => {
+            return None;
+        }
+        (DnsSource::Network, NetworkMode::None) => DnsSpec::default(),
+        // What the host searches belongs to the host's servers.
+        (DnsSource::Servers(servers), _) => DnsSpec { servers: servers.clone(), ..DnsSpec::default() },
+    };
+    let instead = |given: &Vec<String>, of: Vec<String>| if given.is_empty() { of } else { given.clone() };
+    Some(DnsSpec {
+        servers: base.servers,
+        search: instead(&settings.search, base.search),
+        options: instead(&settings.options, base.options),
+    })
+}
+
+/// What this host's `/etc/hosts` says of other machines (hosts(5)).
+pub fn host_names() -> Vec<HostsEntry> {
+    parse_hosts(&String::from_utf8_lossy(&fs::read("/etc/hosts").unwrap_or_default()))
+}
+
+/// Reads hosts(5), without the entries of the host itself.
+fn parse_hosts(text: &str) -> Vec<HostsEntry> {
+    let entry = |line: &str| {
+        let mut words = line.split('#').next()?.split_whitespace();
+        let address = words.next()?.parse().ok().filter(is_reachable)?;
+        let names: Vec<String> = words.filter(|name| is_host_name(name)).map(String::from).collect();
+        (!names.is_empty()).then_some(HostsEntry { address, names })
+    };
+    text.lines().filter_map(entry).collect()
 }
 
 /// The first file with a server that can be reached from a pod counts whole; if there is none, the first file without servers.
@@ -110,6 +148,32 @@ mod tests {
         let none = usable_dns(&stub, &folder.path().join("missing"));
         assert!(none.servers.is_empty());
         assert_eq!(none.search, ["stub.example"]);
+    }
+
+    #[test]
+    fn a_pod_has_the_servers_words_and_source_it_asks_for() {
+        let settings = DnsSettings {
+            source: DnsSource::Servers(vec!["192.0.2.7".parse().unwrap()]),
+            search: vec!["a.example".into()],
+            options: vec!["ndots:3".into()],
+        };
+        for mode in [NetworkMode::Default, NetworkMode::None, NetworkMode::Host] {
+            let dns = pod_dns(&settings, &mode).unwrap();
+            assert_eq!(dns.servers, ["192.0.2.7".parse::<IpAddr>().unwrap()]);
+            assert_eq!((dns.search, dns.options), (settings.search.clone(), settings.options.clone()));
+        }
+        let image = DnsSettings { source: DnsSource::Image, ..settings };
+        assert_eq!(pod_dns(&image, &NetworkMode::Default), None);
+        assert_eq!(pod_dns(&DnsSettings::default(), &NetworkMode::None), None);
+        assert_eq!(pod_dns(&DnsSettings::default(), &NetworkMode::Default), Some(host_dns()));
+    }
+
+    #[test]
+    fn the_hosts_names_for_itself_are_left_out() {
+        let text =
+            "127.0.0.1 localhost\n::1 ip6-localhost\n192.0.2.9 db db.example # data\n#192.0.2.8 old\n192.0.2.7\nx y\n";
+        let entry = HostsEntry { address: "192.0.2.9".parse().unwrap(), names: vec!["db".into(), "db.example".into()] };
+        assert_eq!(parse_hosts(text), [entry]);
     }
 
     proptest! {

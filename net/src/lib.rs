@@ -17,7 +17,7 @@
 //! | [`LeaseDir`] | which pod has which address |
 //! | `port`, `conntrack` | claims on the host's ports, and flows to them from before |
 //! | `user_mode` | the network of ordinary users' pods, by pasta(1) |
-//! | [`host_dns`] | the host's name servers |
+//! | [`host_dns`], [`host_names`] | the host's name servers, and its `/etc/hosts` |
 //!
 //! Settings of the host that are made for the first pod and stay: `net.ipv4.ip_forward=1`, `net.ipv6.conf.all.forwarding=1`, and
 //! `net.ipv6.conf.LINK.accept_ra=2` where it was 1 when forwarding was turned on.
@@ -43,7 +43,7 @@ mod sysctl;
 mod tap;
 mod user_mode;
 
-pub use dns::host_dns;
+pub use dns::{host_dns, host_names};
 pub use gc::{GcError, GcReport, gc};
 pub use lease::{Lease, LeaseDir, LeaseError};
 pub use netlink::NetlinkError;

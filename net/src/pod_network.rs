@@ -7,12 +7,12 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use nix::sched::{CloneFlags, setns, unshare};
 use podvm_pod::fault::{FaultPoint, reach};
-use podvm_pod::manifest::NetworkMode;
+use podvm_pod::manifest::{HostsEntry, NetworkMode};
 use podvm_pod::protocol::{DnsSpec, InterfaceSpec, NetworkSpec};
 use uuid::Uuid;
 
 use crate::conntrack::forget_udp_flows;
-use crate::dns::{host_dns, hosts_own_dns};
+use crate::dns::pod_dns;
 use crate::lease::{Lease, LeaseDir, LeaseError};
 use crate::link::{self, LOOPBACK_INDEX, VethEnd, mac_of};
 use crate::netlink::{Batch, NetlinkError, Socket};
@@ -61,6 +61,7 @@ pub struct PodNetwork {
     mode: NetworkMode,
     interface: Option<InterfaceSpec>,
     dns: Option<DnsSpec>,
+    hosts: Vec<HostsEntry>,
     holds: Option<Holds>,
 }
 
@@ -140,11 +141,11 @@ impl PodNetwork {
     /// [`CreateError`]; nothing is left but what ends with the process.
     pub fn create(request: &NetworkRequest, leases: &LeaseDir) -> Result<Self, CreateError> {
         let mode = request.mode.clone();
+        let (dns, hosts) = (pod_dns(&request.dns, &mode), request.hosts.clone());
         match mode {
             NetworkMode::Host => {
                 port::check_without_network(&request.ports, true)?;
-                let dns = request.dns.clone().unwrap_or_else(hosts_own_dns);
-                Ok(Self { mode, interface: None, dns: Some(dns), holds: None })
+                Ok(Self { mode, interface: None, dns, hosts, holds: None })
             }
             NetworkMode::None => {
                 port::check_without_network(&request.ports, false)?;
@@ -152,7 +153,7 @@ impl PodNetwork {
                 let mut batch = Batch::default();
                 link::push_up(&mut batch, LOOPBACK_INDEX, None);
                 Socket::route()?.transact(batch)?;
-                Ok(Self { mode, interface: None, dns: request.dns.clone(), holds: None })
+                Ok(Self { mode, interface: None, dns, hosts, holds: None })
             }
             NetworkMode::Default if request.is_unprivileged => Self::create_user_mode(request),
             NetworkMode::Default => Self::create_default(request, leases),
@@ -161,7 +162,7 @@ impl PodNetwork {
 
     fn create_user_mode(request: &NetworkRequest) -> Result<Self, CreateError> {
         user_mode::check_ports(&request.ports)?;
-        let dns = request.dns.clone().unwrap_or_else(host_dns);
+        let (dns, hosts) = (pod_dns(&request.dns, &NetworkMode::Default), request.hosts.clone());
         // pasta's own sockets are the host's, so it is started from there; and there is no way back for this process.
         let namespace = match &request.namespace {
             Some(namespace) => namespace.try_clone().map_err(CreateError::Namespace)?,
@@ -178,7 +179,7 @@ impl PodNetwork {
         pasta.wait_until_ready(request.endpoint)?;
         let interface = Some(user_mode::interface(request.config.mtu));
         let holds = Some(Holds::UserMode(pasta));
-        Ok(Self { mode: NetworkMode::Default, interface, dns: Some(dns), holds })
+        Ok(Self { mode: NetworkMode::Default, interface, dns, hosts, holds })
     }
 
     fn create_default(request: &NetworkRequest, leases: &LeaseDir) -> Result<Self, CreateError> {
@@ -186,7 +187,6 @@ impl PodNetwork {
         let forwards = port::forwards(&request.ports, ipv6)?;
         let ports = forwards.iter().map(port::claim).collect::<Result<_, _>>()?;
         reach(FaultPoint::PortsClaimed);
-        let dns = request.dns.clone().unwrap_or_else(host_dns);
         let lease = leases.lease(&request.config.ipv4, request.pod)?;
         reach(FaultPoint::Leased);
         let place = Place::new(request, lease.address(), ipv6);
@@ -195,7 +195,8 @@ impl PodNetwork {
             Ok(rules) => Ok(Self {
                 mode: NetworkMode::Default,
                 interface: Some(place.interface(request.config.mtu)),
-                dns: Some(dns),
+                dns: pod_dns(&request.dns, &NetworkMode::Default),
+                hosts: request.hosts.clone(),
                 holds: Some(Holds::Kernel(KernelHolds { table, rules, lease, _ports: ports })),
             }),
             Err(error) => {
@@ -211,7 +212,7 @@ impl PodNetwork {
         self.interface.as_ref()
     }
 
-    /// The name service the pod is to use; none when it has no network.
+    /// The name service the pod is to use; none when that is the image's affair.
     pub fn dns(&self) -> Option<&DnsSpec> {
         self.dns.as_ref()
     }
@@ -221,7 +222,7 @@ impl PodNetwork {
         NetworkSpec {
             interfaces: self.interface.clone().into_iter().collect(),
             dns: self.dns.clone(),
-            hosts: Vec::new(),
+            hosts: self.hosts.clone(),
         }
     }
 

@@ -2,8 +2,8 @@
 
 use std::os::fd::OwnedFd;
 
-use podvm_pod::manifest::{NetworkMode, PublishedPort};
-use podvm_pod::protocol::DnsSpec;
+use podvm_pod::PodManifest;
+use podvm_pod::manifest::{DnsSettings, HostsEntry, NetworkMode, PublishedPort};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -60,8 +60,10 @@ pub struct NetworkRequest {
     pub ports: Vec<PublishedPort>,
     /// The built-in network.
     pub config: NetworkConfig,
-    /// Name service instead of the host's.
-    pub dns: Option<DnsSpec>,
+    /// Name service.
+    pub dns: DnsSettings,
+    /// Names of others, for `/etc/hosts`.
+    pub hosts: Vec<HostsEntry>,
     /// A network namespace that is the pod's already; a new one is made otherwise.
     pub namespace: Option<OwnedFd>,
     /// Whether this process has no privilege over the host's network, as one of an ordinary user.
@@ -77,7 +79,23 @@ impl NetworkRequest {
             endpoint,
             ports: Vec::new(),
             config: NetworkConfig::default(),
-            dns: None,
+            dns: DnsSettings::default(),
+            hosts: Vec::new(),
+            namespace: None,
+            is_unprivileged: false,
+        }
+    }
+
+    /// The wish of a pod as its manifest has it.
+    pub fn of_pod(manifest: &PodManifest, endpoint: Endpoint, config: &NetworkConfig) -> Self {
+        Self {
+            pod: manifest.uuid,
+            mode: manifest.network.clone(),
+            endpoint,
+            ports: manifest.ports.clone(),
+            config: config.clone(),
+            dns: manifest.dns.clone(),
+            hosts: manifest.hosts.clone(),
             namespace: None,
             is_unprivileged: false,
         }

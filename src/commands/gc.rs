@@ -161,6 +161,9 @@ mod tests {
             ports: Vec::new(),
             network: NetworkMode::None,
             private_users: false,
+            dns: Default::default(),
+            hosts: Vec::new(),
+            ipc: Default::default(),
             resources: PodResources { memory: ByteSize::mib(64), cpus: 1, disk: ByteSize::mib(64) },
         }
     }

@@ -1,5 +1,6 @@
 //! The subcommands, a file each. Each takes its arguments and the configuration, and returns the exit code.
 
+pub mod cat_manifest;
 pub mod completion;
 pub mod doctor;
 pub mod exec;
@@ -38,6 +39,7 @@ pub fn run_command(cli: Cli) -> Result<u8> {
         Command::Run(args) => run::run(&args, &as_root()?),
         Command::List(args) => list::run(&args, &config()?),
         Command::Status(args) => status::run(&args, &config()?),
+        Command::CatManifest(args) => cat_manifest::run(&args, &config()?),
         Command::Exec(args) => exec::run(&args, &config()?),
         Command::Logs(args) => logs::run(&args, &config()?),
         Command::Stop(args) => stop::run(&args, &config()?),

@@ -28,7 +28,7 @@ use podvm_pod::client::SupervisorClient;
 use podvm_pod::console::Signals;
 use podvm_pod::directory::{DirectoryError, PreparedPod, RunningPod};
 use podvm_pod::fault::{FaultPoint, reach};
-use podvm_pod::manifest::NetworkMode;
+use podvm_pod::manifest::{IpcMode, NetworkMode};
 use podvm_pod::protocol::REQUEST_PORT;
 use podvm_pod::runner::{PodIo, Runner};
 use podvm_pod::status::PodReport;
@@ -50,6 +50,9 @@ pub enum KvmError {
     /// The pod wants the host's network.
     #[error("a VM cannot share the host's network; use --net=default with --port, or --stage1=ns")]
     HostNetwork,
+    /// The pod wants the host's shared memory.
+    #[error("a VM cannot share the host's memory and semaphores; leave out --ipc=host, or use --stage1=ns")]
+    HostIpc,
     /// The pod's network.
     #[error(transparent)]
     Network(#[from] podvm_net::CreateError),
@@ -118,12 +121,12 @@ impl KvmStage1 {
         if manifest.network == NetworkMode::Host {
             return Err(KvmError::HostNetwork);
         }
+        if manifest.ipc == IpcMode::Host {
+            return Err(KvmError::HostIpc);
+        }
         let request = NetworkRequest {
-            mode: manifest.network.clone(),
-            ports: manifest.ports.clone(),
-            config: self.network.clone(),
             is_unprivileged: self.is_unprivileged,
-            ..NetworkRequest::new(manifest.uuid, Endpoint::Vm)
+            ..NetworkRequest::of_pod(manifest, Endpoint::Vm, &self.network)
         };
         let leases = LeaseDir::open(PodsRoot::new(&self.root).leases())?;
         Ok(PodNetwork::create(&request, &leases)?)

@@ -58,6 +58,7 @@ pub fn pod_spec(manifest: &PodManifest, network: NetworkSpec) -> PodSpec {
         apps: apps.collect(),
         volumes: volumes.collect(),
         writable: WritableSource::Ext4(WRITABLE_DISK.into()),
+        shm: None,
         network,
     }
 }

@@ -199,12 +199,9 @@ impl NsStage1 {
             NetworkMode::None | NetworkMode::Default => Some(walls.namespace("net")?),
         };
         let request = NetworkRequest {
-            mode: manifest.network.clone(),
-            ports: manifest.ports.clone(),
-            config: self.network.clone(),
             is_unprivileged: self.is_unprivileged,
             namespace,
-            ..NetworkRequest::new(manifest.uuid, Endpoint::Namespace)
+            ..NetworkRequest::of_pod(manifest, Endpoint::Namespace, &self.network)
         };
         Ok(PodNetwork::create(&request, leases)?)
     }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use podvm_pod::PodManifest;
-use podvm_pod::manifest::VolumeKind;
+use podvm_pod::manifest::{IpcMode, VolumeKind};
 use podvm_pod::protocol::{AppSpec, LayerSource, NetworkSpec, PodSpec, VolumeSource, VolumeSpec, WritableSource};
 
 /// Where the supervisor keeps what is its own; in memory.
@@ -12,6 +12,8 @@ pub const SCRATCH: &str = "/scratch";
 pub const CGROUP: &str = "/cgroup";
 /// Where what the apps write goes.
 pub const WRITABLE: &str = "/writable";
+/// The host's `/dev/shm`, for pods that share it.
+pub const SHM: &str = "/shm";
 /// The folder of the layers, each named by its number.
 pub const LAYERS: &str = "/layers";
 /// The folder of the host's directories, each named as its volume.
@@ -51,6 +53,7 @@ pub fn pod_spec(manifest: &PodManifest, network: NetworkSpec) -> PodSpec {
         apps: apps.collect(),
         volumes: volumes.collect(),
         writable: WritableSource::Directory(WRITABLE.into()),
+        shm: (manifest.ipc == IpcMode::Host).then(|| SHM.into()),
         // The interfaces are set up from outside.
         network: NetworkSpec { interfaces: Vec::new(), ..network },
     }

@@ -6,14 +6,17 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use podvm_pod::PodManifest;
-use podvm_pod::manifest::{NetworkMode, Volume, VolumeKind};
+use podvm_pod::manifest::{IpcMode, NetworkMode, Volume, VolumeKind};
 
 use crate::handover::Part;
 use crate::mount::{MountAttrFlags, bind, layer, looped, map_owners, restrict};
-use crate::spec::{CGROUP, LAYERS, VOLUMES, WRITABLE, distinct_layers};
+use crate::spec::{CGROUP, LAYERS, SHM, VOLUMES, WRITABLE, distinct_layers};
 
 /// Devices that can be shown, but not made, where users are mapped.
 const DEVICES: [&str; 6] = ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty"];
+
+/// Where POSIX shared memory is (shm_overview(7)).
+const HOST_SHM: &str = "/dev/shm";
 
 /// Why a part cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -101,6 +104,9 @@ impl TreeSource<'_> {
         }
         if let Some(cgroup) = self.cgroup {
             parts.push(shown(cgroup, Path::new(CGROUP), false)?);
+        }
+        if self.manifest.ipc == IpcMode::Host {
+            parts.push(shown(Path::new(HOST_SHM), Path::new(SHM), false)?);
         }
         if self.has_no_devices {
             for device in DEVICES.map(Path::new) {

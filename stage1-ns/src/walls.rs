@@ -10,10 +10,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
+use podvm_pod::PodManifest;
 use podvm_pod::directory::RunningPod;
 use podvm_pod::exit;
 use podvm_pod::fault::{FaultPoint, reach};
-use podvm_pod::manifest::NetworkMode;
+use podvm_pod::manifest::{IpcMode, NetworkMode};
 use podvm_pod::runner;
 use podvm_pod::status::PodReport;
 
@@ -73,9 +74,7 @@ impl Walls {
             lock: pod.lock_fd(),
         };
         // SAFETY: the stage1 is called in a process of one thread.
-        match unsafe { clone_process(namespaces(&manifest.network, manifest.private_users)) }
-            .map_err(WallsError::Namespaces)?
-        {
+        match unsafe { clone_process(namespaces(manifest)) }.map_err(WallsError::Namespaces)? {
             None => {
                 drop(handover);
                 let (has_users, mounts_sysfs) = (manifest.private_users, is_unprivileged || manifest.private_users);
@@ -121,12 +120,15 @@ impl Walls {
     }
 }
 
-fn namespaces(network: &NetworkMode, private_users: bool) -> libc::c_int {
-    let mut flags = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWUTS | libc::CLONE_NEWIPC;
-    if *network != NetworkMode::Host {
+fn namespaces(manifest: &PodManifest) -> libc::c_int {
+    let mut flags = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWUTS;
+    if manifest.network != NetworkMode::Host {
         flags |= libc::CLONE_NEWNET;
     }
-    if private_users {
+    if manifest.ipc != IpcMode::Host {
+        flags |= libc::CLONE_NEWIPC;
+    }
+    if manifest.private_users {
         flags |= libc::CLONE_NEWUSER;
     }
     flags

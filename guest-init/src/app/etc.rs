@@ -96,6 +96,7 @@ mod tests {
             apps: Vec::new(),
             volumes: Vec::new(),
             writable: WritableSource::Tmpfs(ByteSize::mib(1)),
+            shm: None,
             network,
         }
     }

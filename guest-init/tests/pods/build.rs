@@ -62,6 +62,7 @@ impl PodBuilder {
             apps: Vec::new(),
             volumes: Vec::new(),
             writable: WritableSource::Tmpfs(ByteSize::mib(64)),
+            shm: None,
             network: NetworkSpec::default(),
         };
         Self { folder, spec }

@@ -12,6 +12,9 @@ fn manifest() -> PodManifest {
         volumes: Vec::new(),
         ports: Vec::new(),
         network: NetworkMode::None,
+        dns: Default::default(),
+        hosts: Vec::new(),
+        ipc: Default::default(),
         private_users: false,
         resources: PodResources { memory: ByteSize::mib(64), cpus: 1, disk: ByteSize::mib(64) },
     }

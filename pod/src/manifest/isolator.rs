@@ -8,6 +8,8 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use super::quantity::{ByteSize, CpuLimit};
+use super::rlimit::Rlimit;
+use super::seccomp::Seccomp;
 
 /// All limits and privileges of one app. What is `None` is not limited.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,7 +29,7 @@ pub struct Isolators {
     pub no_new_privileges: bool,
     /// Which system calls it may make.
     pub seccomp: Seccomp,
-    /// Resource limits by their names without `RLIMIT_`, in lower case, such as `nofile`.
+    /// Resource limits, each resource once.
     pub rlimits: Vec<Rlimit>,
     /// How readily the kernel kills the app when memory runs out, -1000 to 1000.
     pub oom_score_adj: Option<i32>,
@@ -47,52 +49,6 @@ impl Default for Isolators {
             oom_score_adj: None,
         }
     }
-}
-
-/// A soft and a hard resource limit (setrlimit(2)).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Rlimit {
-    /// Name without `RLIMIT_`, in lower case.
-    pub name: String,
-    /// Soft limit; `u64::MAX` is none.
-    pub soft: u64,
-    /// Hard limit; `u64::MAX` is none.
-    pub hard: u64,
-}
-
-/// Which system calls an app may make.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", tag = "mode")]
-pub enum Seccomp {
-    /// podvm's allow-list: what ordinary software needs, without what serves to attack a kernel.
-    #[default]
-    Default,
-    /// All of them.
-    Unconfined,
-    /// Only these; any other ends as `otherwise` says.
-    Retain {
-        /// Names of system calls.
-        syscalls: Vec<String>,
-        /// What happens to all others.
-        otherwise: SeccompAction,
-    },
-    /// All but these, which end as `then` says.
-    Remove {
-        /// Names of system calls.
-        syscalls: Vec<String>,
-        /// What happens to them.
-        then: SeccompAction,
-    },
-}
-
-/// What happens to a system call that is not allowed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum SeccompAction {
-    /// It fails with this errno.
-    Errno(u16),
-    /// The process is killed.
-    Kill,
 }
 
 macro_rules! capabilities {

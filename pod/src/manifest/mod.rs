@@ -6,15 +6,21 @@
 mod app;
 mod isolator;
 mod name;
+mod names;
 mod port;
 mod quantity;
+mod rlimit;
+mod seccomp;
 mod volume;
 
 pub use app::{App, AppImage, EnvironmentVariable, UserSpec};
-pub use isolator::{Capability, Isolators, Rlimit, Seccomp, SeccompAction};
+pub use isolator::{Capability, Isolators};
 pub use name::{AppName, NameError, VolumeName};
+pub use names::{DnsChoice, DnsSettings, DnsSource, DnsWord, HostsChoice, HostsEntry, is_host_name};
 pub use port::{PortError, PortRequest, Protocol, PublishedPort};
 pub use quantity::{ByteSize, CpuLimit, QuantityError};
+pub use rlimit::{RESOURCES, Rlimit, RlimitError};
+pub use seccomp::{Seccomp, SeccompAction, SeccompError};
 pub use volume::{Mount, Volume, VolumeError, VolumeKind};
 
 use serde::{Deserialize, Serialize};
@@ -48,6 +54,15 @@ pub struct PodManifest {
     /// Whether the pod's users are, at the host, others than the host's own. In a VM they are anyway.
     #[serde(default)]
     pub private_users: bool,
+    /// Its name service.
+    #[serde(default)]
+    pub dns: DnsSettings,
+    /// Lines of `/etc/hosts` beside those for localhost and the pod itself.
+    #[serde(default)]
+    pub hosts: Vec<HostsEntry>,
+    /// Whose System V and POSIX shared memory, semaphores and message queues its apps use.
+    #[serde(default)]
+    pub ipc: IpcMode,
     /// What the pod as a whole may use.
     pub resources: PodResources,
 }
@@ -69,6 +84,17 @@ pub enum NetworkMode {
     /// Only loopback.
     None,
     /// The host's own network, unshared by nothing; only where the walls are namespaces.
+    Host,
+}
+
+/// Whose shared memory, semaphores and message queues a pod's apps use.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum IpcMode {
+    /// The pod's own, which its apps share.
+    #[default]
+    Private,
+    /// The host's; only where the walls are namespaces.
     Host,
 }
 

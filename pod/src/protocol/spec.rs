@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+pub use crate::manifest::HostsEntry;
 use crate::manifest::{App, ByteSize, VolumeName};
 
 /// A pod as the supervisor sees it.
@@ -21,6 +22,9 @@ pub struct PodSpec {
     pub volumes: Vec<VolumeSpec>,
     /// Where the apps' writable layers and the empty volumes go.
     pub writable: WritableSource,
+    /// The directory that is the apps' `/dev/shm`; one of the pod's own when none.
+    #[serde(default)]
+    pub shm: Option<PathBuf>,
     /// Network to set up; nothing but loopback when it has no interfaces.
     pub network: NetworkSpec,
 }
@@ -114,13 +118,4 @@ pub struct DnsSpec {
     pub search: Vec<String>,
     /// Options.
     pub options: Vec<String>,
-}
-
-/// A line of `/etc/hosts`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct HostsEntry {
-    /// Address.
-    pub address: IpAddr,
-    /// Names.
-    pub names: Vec<String>,
 }

@@ -54,6 +54,9 @@ fn manifest() -> PodManifest {
         ports: Vec::new(),
         network: NetworkMode::None,
         private_users: false,
+        dns: Default::default(),
+        hosts: Vec::new(),
+        ipc: Default::default(),
         resources: PodResources { memory: ByteSize::mib(64), cpus: 1, disk: ByteSize::mib(64) },
     }
 }
@@ -65,6 +68,7 @@ fn spec(manifest: &PodManifest) -> PodSpec {
         apps: Vec::new(),
         volumes: Vec::new(),
         writable: WritableSource::Tmpfs(ByteSize::mib(1)),
+        shm: None,
         network: NetworkSpec::default(),
     }
 }

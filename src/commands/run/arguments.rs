@@ -5,14 +5,16 @@ use std::str::FromStr;
 
 use clap::Args;
 use podvm_pod::manifest::{
-    AppName, ByteSize, Capability, CpuLimit, EnvironmentVariable, Mount, NetworkMode, PortRequest, Volume,
+    ByteSize, DnsChoice, DnsSettings, DnsSource, DnsWord, HostsChoice, IpcMode, NetworkMode, PortRequest, Volume,
 };
 use podvm_pod::stage1::Stage1Choice;
 
+use super::app_arguments::AppArgs;
+use super::error::PrepareError;
 use crate::commands::image::registries::RegistryArgs;
 
 const POD: &str = "Pod options (before the first ---)";
-const APP: &str = "App options (for each image)";
+const NETWORK: &str = "Network options (before the first ---)";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -25,6 +27,10 @@ Examples:
       debian --name writer --mount volume=site,target=/out -- sh -c 'date > /out/index.html; sleep inf'
   Open a shell:
     podvm run -it --rm debian -- bash
+  Limit what a program may use and do:
+    podvm run --memory 256M --cpu 0.5 --pids 64 --rlimit nofile=1024 --seccomp mode=remove,errno=EPERM,ptrace debian -- job
+  Run once more what ran before:
+    podvm cat-manifest 24a39b7f > pod.json && podvm run --pod-manifest pod.json
 
 Sizes are whole numbers with K, M, G or T (powers of 1024): 256M. CPUs are numbers such as 2, 0.5 or 500m.
 The exit code is that of the first app that failed, 0 when none did, 128+N for signal N, 254 when podvm itself failed.";
@@ -33,7 +39,8 @@ The exit code is that of the first app that failed, 0 when none did, 128+N for s
 #[derive(Debug, Clone, Args)]
 #[command(
     after_help = EXAMPLES,
-    override_usage = "podvm run [OPTIONS] IMAGE [OPTIONS] [-- ARGS…] [--- IMAGE [APP OPTIONS] [-- ARGS…]]…"
+    override_usage = "podvm run [OPTIONS] IMAGE [OPTIONS] [-- ARGS…] [--- IMAGE [APP OPTIONS] [-- ARGS…]]…\n       \
+                      podvm run --pod-manifest FILE [POD OPTIONS]"
 )]
 pub struct RunArgs {
     /// What walls the pod in: auto, kvm (a micro-VM) or ns (namespaces)
@@ -45,17 +52,17 @@ pub struct RunArgs {
     pub volumes: Vec<Volume>,
     /// A port of the pod to be reached at the host: NAME:[IP:]PORT, NAME being a port's name in the image or a number such
     /// as 80 or 53/udp
-    #[arg(long = "port", short = 'p', value_name = "PORT", help_heading = POD)]
+    #[arg(long = "port", short = 'p', value_name = "PORT", help_heading = NETWORK)]
     pub ports: Vec<PortRequest>,
     /// Network: default (an address of its own behind the host), none, or host
     #[arg(
-        long, value_name = "NETWORK", help_heading = POD,
+        long, value_name = "NETWORK", help_heading = NETWORK,
         num_args = 0..=1, require_equals = true, default_missing_value = "default", conflicts_with = "private_net"
     )]
     pub net: Option<NetChoice>,
     /// The same as --net, as rkt once spelled it
     #[arg(
-        long, value_name = "NETWORK", help_heading = POD,
+        long, value_name = "NETWORK", help_heading = NETWORK,
         num_args = 0..=1, require_equals = true, default_missing_value = "default"
     )]
     pub private_net: Option<NetChoice>,
@@ -63,8 +70,37 @@ pub struct RunArgs {
     #[arg(long, help_heading = POD)]
     pub private_users: bool,
     /// Hostname [default: podvm-UUID]
-    #[arg(long, value_name = "NAME", help_heading = POD)]
+    #[arg(long, value_name = "NAME", help_heading = NETWORK)]
     pub hostname: Option<String>,
+    /// Name server for /etc/resolv.conf, an IP address; host for the host's own file as it is; none to leave the image's file
+    /// alone. Can be repeated [default: the host's servers that the pod can reach]
+    #[arg(long, value_name = "SERVER", help_heading = NETWORK)]
+    pub dns: Vec<DnsChoice>,
+    /// Domain that short names are looked up in, such as example.org. Can be repeated [default: the host's]
+    #[arg(long, value_name = "DOMAIN", help_heading = NETWORK)]
+    pub dns_search: Vec<DnsWord>,
+    /// Option of resolv.conf(5), such as ndots:2. Can be repeated [default: the host's]
+    #[arg(long, value_name = "OPTION", help_heading = NETWORK)]
+    pub dns_opt: Vec<DnsWord>,
+    /// Entry of /etc/hosts: IP=NAME[,NAME…], such as 10.0.0.5=db,db.local; host for what the host's file says of other machines.
+    /// Can be repeated
+    #[arg(long = "hosts-entry", value_name = "ENTRY", help_heading = NETWORK)]
+    pub hosts_entries: Vec<HostsChoice>,
+    /// Shared memory, semaphores and message queues: private (the pod's own) or host (only with --stage1=ns)
+    #[arg(long, value_name = "IPC", help_heading = POD)]
+    pub ipc: Option<IpcChoice>,
+    /// Run the pod that this file describes, as `podvm cat-manifest` printed it, under a UUID of its own
+    #[arg(
+        long, value_name = "FILE", help_heading = POD,
+        conflicts_with_all = [
+            "image", "arguments", "name", "exec", "mounts", "environment", "inherit_env", "set_env_file", "user", "group",
+            "supplementary_gids", "working_dir", "memory", "cpu", "cpu_shares", "pids", "rlimits", "oom_score_adj",
+            "interactive", "tty", "caps_retain", "caps_remove", "seccomp", "readonly_rootfs", "no_new_privileges",
+            "volumes", "ports", "net", "private_net", "hostname", "dns", "dns_search", "dns_opt", "hosts_entries", "ipc",
+            "disk", "private_users",
+        ]
+    )]
+    pub pod_manifest: Option<PathBuf>,
     /// Most that the apps may write beside their volumes, together
     #[arg(long, value_name = "SIZE", default_value = "10G", help_heading = POD)]
     pub disk: ByteSize,
@@ -91,63 +127,6 @@ pub struct RunArgs {
     pub further_apps: Vec<AppArgs>,
 }
 
-/// One app of a pod.
-#[derive(Debug, Clone, Args)]
-pub struct AppArgs {
-    /// Image to run: a name, which is fetched if it is not stored, the beginning of a stored image's ID, or the path of an
-    /// OCI layout or archive
-    #[arg(value_name = "IMAGE")]
-    pub image: String,
-    /// Arguments for the image's program, instead of those the image gives
-    #[arg(last = true, value_name = "ARGS")]
-    pub arguments: Vec<String>,
-    /// Name of the app, unique in its pod [default: from the image's name]
-    #[arg(long, value_name = "NAME", help_heading = APP)]
-    pub name: Option<AppName>,
-    /// Program to run instead of the image's; looked up in the app's PATH
-    #[arg(long, value_name = "PROGRAM", help_heading = APP)]
-    pub exec: Option<String>,
-    /// Put a volume at a place in the app: volume=NAME,target=DIR[,readOnly=true]
-    #[arg(long = "mount", value_name = "MOUNT", help_heading = APP)]
-    pub mounts: Vec<Mount>,
-    /// Set a variable of the app's environment: NAME=VALUE
-    #[arg(long = "environment", short = 'e', value_name = "VARIABLE", help_heading = APP)]
-    pub environment: Vec<EnvironmentVariable>,
-    /// User to run as: a name or number of the image's, with an optional :GROUP
-    #[arg(long, short, value_name = "USER", help_heading = APP)]
-    pub user: Option<String>,
-    /// Group to run as
-    #[arg(long, value_name = "GROUP", help_heading = APP)]
-    pub group: Option<String>,
-    /// Directory to start in
-    #[arg(long, value_name = "DIR", help_heading = APP)]
-    pub working_dir: Option<PathBuf>,
-    /// Most memory the app may use, such as 256M; beyond it, it is killed
-    #[arg(long, short, value_name = "SIZE", help_heading = APP)]
-    pub memory: Option<ByteSize>,
-    /// CPU time the app may use, such as 0.5 or 2
-    #[arg(long, value_name = "CPUS", help_heading = APP)]
-    pub cpu: Option<CpuLimit>,
-    /// Connect this terminal's or pipe's input to the app
-    #[arg(long, short, help_heading = APP)]
-    pub interactive: bool,
-    /// Give the app a terminal
-    #[arg(long, short, help_heading = APP)]
-    pub tty: bool,
-    /// The only capabilities the app has, such as CAP_NET_ADMIN,CAP_CHOWN
-    #[arg(long, value_name = "CAPS", value_delimiter = ',', conflicts_with = "caps_remove", help_heading = APP)]
-    pub caps_retain: Option<Vec<Capability>>,
-    /// Capabilities of the usual ones that the app does not have
-    #[arg(long, value_name = "CAPS", value_delimiter = ',', help_heading = APP)]
-    pub caps_remove: Vec<Capability>,
-    /// Keep the app from writing to its root filesystem
-    #[arg(long, help_heading = APP)]
-    pub readonly_rootfs: bool,
-    /// Keep whatever the app executes from gaining privileges
-    #[arg(long, help_heading = APP)]
-    pub no_new_privileges: bool,
-}
-
 impl RunArgs {
     /// All apps, in order.
     pub fn apps(&self) -> impl Iterator<Item = &AppArgs> {
@@ -157,6 +136,47 @@ impl RunArgs {
     /// The network that was asked for.
     pub fn network(&self) -> NetworkMode {
         self.net.clone().or_else(|| self.private_net.clone()).map(|choice| choice.0).unwrap_or_default()
+    }
+
+    /// The name service that was asked for; `host` and `none` can be asked for once and alone.
+    ///
+    /// # Errors
+    /// [`PrepareError::DnsTogether`].
+    pub fn name_service(&self) -> Result<DnsSettings, PrepareError> {
+        let servers = |choice: &DnsChoice| match choice {
+            DnsChoice::Server(address) => Some(*address),
+            DnsChoice::Host | DnsChoice::None => None,
+        };
+        let words = |words: &[DnsWord]| words.iter().map(|word| word.0.clone()).collect();
+        let source = match self.dns.as_slice() {
+            [] => DnsSource::Network,
+            [DnsChoice::Host] => DnsSource::Host,
+            [DnsChoice::None] if self.dns_search.is_empty() && self.dns_opt.is_empty() => DnsSource::Image,
+            choices => {
+                let servers: Option<Vec<_>> = choices.iter().map(servers).collect();
+                DnsSource::Servers(servers.ok_or(PrepareError::DnsTogether)?)
+            }
+        };
+        Ok(DnsSettings { source, search: words(&self.dns_search), options: words(&self.dns_opt) })
+    }
+}
+
+/// `--ipc`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum IpcChoice {
+    /// The pod's own.
+    Private,
+    /// The host's.
+    #[value(alias = "parent")]
+    Host,
+}
+
+impl From<IpcChoice> for IpcMode {
+    fn from(choice: IpcChoice) -> Self {
+        match choice {
+            IpcChoice::Private => Self::Private,
+            IpcChoice::Host => Self::Host,
+        }
     }
 }
 

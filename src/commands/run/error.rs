@@ -108,6 +108,43 @@ pub enum PrepareError {
     /// The host's network for a VM.
     #[error("--net=host needs --stage1=ns: a VM cannot share the host's network; or use --net=default with --port")]
     HostNetwork,
+    /// The host's shared memory for a VM.
+    #[error("--ipc=host needs --stage1=ns: a VM cannot share the host's memory and semaphores; or leave it out")]
+    HostIpc,
+    /// The host's shared memory for users who are not the host's.
+    #[error(
+        "--ipc=host is for root's pods without --private-users: the host's memory and semaphores belong to its own users"
+    )]
+    HostIpcOfOthers,
+    /// `--dns=host` or `--dns=none` beside something else.
+    #[error(
+        "--dns=host and --dns=none stand alone: leave out the other --dns, and with none also --dns-search and --dns-opt"
+    )]
+    DnsTogether,
+    /// A file of variables that cannot be read or understood.
+    #[error("--set-env-file {path}: {what}", path = .path.display())]
+    EnvironmentFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, and where.
+        what: String,
+    },
+    /// A limit that is given twice.
+    #[error("app {app}: the limit {name} is given twice; give each --rlimit once")]
+    RlimitTwice {
+        /// The app.
+        app: AppName,
+        /// Which limit.
+        name: String,
+    },
+    /// A pod manifest that cannot be run.
+    #[error("--pod-manifest {path}: {what}", path = .path.display())]
+    Manifest {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, and where.
+        what: String,
+    },
     /// A limit that no program can start under.
     #[error("app {app}: {given} is too little memory; give at least {minimum}")]
     TooLittleMemory {

@@ -1,19 +1,22 @@
 //! From the command line and the images to the pod's manifest. Nothing is made here; all that can be wrong is found.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::path::Path;
 use std::str::FromStr;
 
 use nix::sys::signal::Signal;
 use podvm_pod::manifest::{
-    App, AppName, ByteSize, Capability, EnvironmentVariable, Isolators, MANIFEST_VERSION, NetworkMode, PodManifest,
-    PodResources, UserSpec,
+    App, AppName, ByteSize, Capability, EnvironmentVariable, HostsChoice, HostsEntry, IpcMode, Isolators,
+    MANIFEST_VERSION, NetworkMode, PodManifest, PodResources, UserSpec,
 };
 use podvm_pod::stage1::Stage1Kind;
 use podvm_pod::timestamp::Timestamp;
 use uuid::Uuid;
 
-use super::arguments::{AppArgs, RunArgs};
+use super::app_arguments::AppArgs;
+use super::arguments::RunArgs;
+use super::environment::environment;
 use super::error::PrepareError;
 use super::image::{DeclaredPort, ImageSettings};
 use super::{ports, volumes};
@@ -23,11 +26,7 @@ const VM_MEMORY: ByteSize = ByteSize::mib(64);
 /// Memory counted for an app without a limit.
 const UNLIMITED_APP_MEMORY: ByteSize = ByteSize::mib(448);
 /// Smallest limit of an app: less does not hold a program and the caches of what it reads.
-pub const MIN_APP_MEMORY: ByteSize = ByteSize::mib(16);
-/// Where programs are looked for when the image does not say.
-const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-/// What a terminal can do when this process's own does not say.
-const DEFAULT_TERM: &str = "xterm";
+const MIN_APP_MEMORY: ByteSize = ByteSize::mib(16);
 
 /// What the pod has to fit.
 #[derive(Debug, Clone)]
@@ -38,6 +37,8 @@ pub struct Host {
     pub memory: ByteSize,
     /// What this process's terminal can do.
     pub term: Option<String>,
+    /// This process's environment, as far as it is text.
+    pub environment: Vec<EnvironmentVariable>,
 }
 
 impl Host {
@@ -45,7 +46,11 @@ impl Host {
     pub fn this() -> Self {
         let cpus = std::thread::available_parallelism().map_or(1, |count| count.get() as u32);
         let memory = nix::sys::sysinfo::sysinfo().map_or(u64::MAX, |info| info.ram_total());
-        Self { cpus, memory: ByteSize(memory), term: std::env::var("TERM").ok().filter(|term| !term.is_empty()) }
+        let term = std::env::var("TERM").ok().filter(|term| !term.is_empty());
+        let text = |(name, value): (OsString, OsString)| {
+            Some(EnvironmentVariable { name: name.into_string().ok()?, value: value.into_string().ok()? })
+        };
+        Self { cpus, memory: ByteSize(memory), term, environment: std::env::vars_os().filter_map(text).collect() }
     }
 }
 
@@ -61,12 +66,12 @@ pub fn assemble(
 ) -> Result<PodManifest, PrepareError> {
     let uuid = Uuid::new_v4();
     let network = args.network();
-    if network == NetworkMode::Host && stage1 == Stage1Kind::Kvm {
-        return Err(PrepareError::HostNetwork);
-    }
+    let ipc = args.ipc.map(IpcMode::from).unwrap_or_default();
+    check_sharing(&network, ipc, args.private_users, stage1)?;
+    let dns = args.name_service()?;
     let hostname = match &args.hostname {
         Some(name) => checked_hostname(name)?,
-        None => format!("podvm-{uuid}"),
+        None => default_hostname(uuid),
     };
     let names = app_names(args, images)?;
     let (volumes, mounts) = {
@@ -87,9 +92,45 @@ pub fn assemble(
     }
     check_interactive(args, &apps)?;
     let resources = resources(&apps, args.disk, host, stage1)?;
-    let created = Timestamp::now().seconds();
-    let (version, private_users) = (MANIFEST_VERSION, args.private_users);
-    Ok(PodManifest { version, uuid, created, hostname, apps, volumes, ports, network, private_users, resources })
+    Ok(PodManifest {
+        version: MANIFEST_VERSION,
+        uuid,
+        created: Timestamp::now().seconds(),
+        hostname,
+        apps,
+        volumes,
+        ports,
+        network,
+        private_users: args.private_users,
+        dns,
+        hosts: hosts(&args.hosts_entries),
+        ipc,
+        resources,
+    })
+}
+
+/// A VM shares nothing of the host's, and users of the pod's own have no part in what is the host users'.
+pub fn check_sharing(
+    network: &NetworkMode,
+    ipc: IpcMode,
+    private_users: bool,
+    stage1: Stage1Kind,
+) -> Result<(), PrepareError> {
+    match stage1 {
+        Stage1Kind::Kvm if *network == NetworkMode::Host => Err(PrepareError::HostNetwork),
+        Stage1Kind::Kvm if ipc == IpcMode::Host => Err(PrepareError::HostIpc),
+        Stage1Kind::Ns if ipc == IpcMode::Host && private_users => Err(PrepareError::HostIpcOfOthers),
+        _ => Ok(()),
+    }
+}
+
+/// The entries of `/etc/hosts` that were asked for.
+fn hosts(choices: &[HostsChoice]) -> Vec<HostsEntry> {
+    let entries = |choice: &HostsChoice| match choice {
+        HostsChoice::Host => podvm_net::host_names(),
+        HostsChoice::Entries(entries) => entries.clone(),
+    };
+    choices.iter().flat_map(entries).collect()
 }
 
 fn app_names(args: &RunArgs, images: &[ImageSettings]) -> Result<Vec<AppName>, PrepareError> {
@@ -111,7 +152,16 @@ fn name_of_image(image: &str) -> AppName {
     AppName::from_lossy(last.split(':').next().unwrap_or(last))
 }
 
-fn checked_hostname(name: &str) -> Result<String, PrepareError> {
+/// The hostname of a pod that was given none.
+pub fn default_hostname(uuid: Uuid) -> String {
+    format!("podvm-{uuid}")
+}
+
+/// A hostname that can be one.
+///
+/// # Errors
+/// [`PrepareError::Hostname`].
+pub fn checked_hostname(name: &str) -> Result<String, PrepareError> {
     let fits = !name.is_empty() && name.len() <= 64;
     let plain = name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'.');
     if fits && plain && name.starts_with(|c: char| c.is_ascii_alphanumeric()) {
@@ -127,25 +177,18 @@ fn app(args: &AppArgs, image: &ImageSettings, name: AppName, hostname: &str, hos
     if !working_directory.is_absolute() {
         return Err(PrepareError::RelativeWorkingDirectory { app: name, path: working_directory });
     }
-    if let Some(given) = args.memory.filter(|given| *given < MIN_APP_MEMORY) {
-        return Err(PrepareError::TooLittleMemory { app: name, given, minimum: MIN_APP_MEMORY });
-    }
+    let isolators = isolators(args);
+    check_limits(&name, &isolators)?;
     Ok(App {
         name,
         image: image.image.clone(),
         exec: program(args, image)?,
         user: user(args, image),
-        supplementary_gids: Vec::new(),
+        supplementary_gids: args.supplementary_gids.clone(),
         working_directory,
-        environment: environment(args, image, hostname, host),
+        environment: environment(args, image, hostname, host)?,
         mounts: Vec::new(),
-        isolators: Isolators {
-            memory: args.memory,
-            cpu: args.cpu,
-            capabilities: capabilities(args),
-            no_new_privileges: args.no_new_privileges,
-            ..Isolators::default()
-        },
+        isolators,
         read_only_root: args.readonly_rootfs,
         terminal: args.tty,
         stdin: args.interactive,
@@ -175,20 +218,35 @@ fn user(args: &AppArgs, image: &ImageSettings) -> UserSpec {
     user
 }
 
-/// What the user says comes before what the image says, and that before what every app has.
-fn environment(args: &AppArgs, image: &ImageSettings, hostname: &str, host: &Host) -> Vec<EnvironmentVariable> {
-    let variable = |name: &str, value: &str| EnvironmentVariable { name: name.into(), value: value.into() };
-    let mut environment = vec![variable("PATH", DEFAULT_PATH), variable("HOSTNAME", hostname)];
-    if args.tty {
-        environment.push(variable("TERM", host.term.as_deref().unwrap_or(DEFAULT_TERM)));
+/// Limits that no program can start under, or that contradict each other.
+///
+/// # Errors
+/// Which one.
+pub fn check_limits(app: &AppName, isolators: &Isolators) -> Result<(), PrepareError> {
+    if let Some(given) = isolators.memory.filter(|given| *given < MIN_APP_MEMORY) {
+        return Err(PrepareError::TooLittleMemory { app: app.clone(), given, minimum: MIN_APP_MEMORY });
     }
-    for given in image.environment.iter().chain(&args.environment) {
-        match environment.iter_mut().find(|known| known.name == given.name) {
-            Some(known) => known.value.clone_from(&given.value),
-            None => environment.push(given.clone()),
+    let mut names = isolators.rlimits.iter().map(|limit| &limit.name);
+    while let Some(name) = names.next() {
+        if names.clone().any(|other| other == name) {
+            return Err(PrepareError::RlimitTwice { app: app.clone(), name: name.clone() });
         }
     }
-    environment
+    Ok(())
+}
+
+fn isolators(args: &AppArgs) -> Isolators {
+    Isolators {
+        memory: args.memory,
+        cpu: args.cpu,
+        cpu_shares: args.cpu_shares,
+        pids: args.pids,
+        capabilities: capabilities(args),
+        no_new_privileges: args.no_new_privileges,
+        seccomp: args.seccomp.clone().unwrap_or_default(),
+        rlimits: args.rlimits.clone(),
+        oom_score_adj: args.oom_score_adj,
+    }
 }
 
 fn capabilities(args: &AppArgs) -> BTreeSet<Capability> {
@@ -227,7 +285,11 @@ fn check_interactive(args: &RunArgs, apps: &[App]) -> Result<(), PrepareError> {
     }
 }
 
-fn resources(apps: &[App], disk: ByteSize, host: &Host, stage1: Stage1Kind) -> Result<PodResources, PrepareError> {
+/// What the apps need together.
+///
+/// # Errors
+/// More memory than the host has, or too small a disk.
+pub fn resources(apps: &[App], disk: ByteSize, host: &Host, stage1: Stage1Kind) -> Result<PodResources, PrepareError> {
     let of_app = |app: &App| app.isolators.memory.unwrap_or(UNLIMITED_APP_MEMORY).bytes();
     let memory = apps.iter().map(of_app).fold(VM_MEMORY.bytes(), u64::saturating_add);
     // Behind namespaces only what is used counts.
@@ -245,7 +307,7 @@ fn resources(apps: &[App], disk: ByteSize, host: &Host, stage1: Stage1Kind) -> R
 
 #[cfg(test)]
 mod tests {
-    use std::ffi::OsString;
+    use podvm_pod::manifest::{DnsSource, Seccomp};
 
     use super::super::image::tests::image;
     use super::*;
@@ -266,9 +328,14 @@ mod tests {
         let Command::Run(args) = cli.command else { panic!("{text}") };
         let images: Vec<_> = args
             .apps()
-            .map(|app| image(&app.image, if app.image.contains("etcd") { ETCD } else { "{}" }).unwrap())
+            .map(|app| {
+                let name = app.image.as_deref().unwrap();
+                image(name, if name.contains("etcd") { ETCD } else { "{}" }).unwrap()
+            })
             .collect();
-        let host = Host { cpus: 4, memory: ByteSize::mib(8 << 10), term: Some("vt100".into()) };
+        let variable = |name: &str| EnvironmentVariable { name: name.into(), value: "host".into() };
+        let environment = ["A", "HOME", "HOSTNAME"].map(variable).into();
+        let host = Host { cpus: 4, memory: ByteSize::mib(8 << 10), term: Some("vt100".into()), environment };
         assemble(&args, &images, &host, stage1)
     }
 
@@ -312,6 +379,39 @@ mod tests {
     }
 
     #[test]
+    fn inherited_variables_give_way_to_all_others_and_files_to_options() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "F=file\nG=file\n").unwrap();
+        let text = format!("--inherit-env --set-env-file {} -e G=mine etcd", file.path().display());
+        let manifest = assemble_text(&text).unwrap();
+        let app = &manifest.apps[0];
+        for (name, expected) in [("A", "image"), ("HOME", "host"), ("F", "file"), ("G", "mine")] {
+            assert_eq!(value(app, name), Some(expected));
+        }
+        assert_eq!(value(app, "HOSTNAME"), Some(manifest.hostname.as_str()));
+    }
+
+    #[test]
+    fn settings_reach_the_manifest() {
+        let text = "--dns 192.0.2.1 --dns-search a.example --dns-opt ndots:2 --hosts-entry 10.0.0.5=db,db.local \
+                    --seccomp mode=unconfined --oom-score-adj -5 --cpu-shares 512 --pids 64 --rlimit nofile=10:20 \
+                    --supplementary-gids 27,100 etcd";
+        let words: Vec<&str> = text.split_whitespace().collect();
+        let manifest = assemble_text(&words.join(" ")).unwrap();
+        assert_eq!(manifest.dns.source, DnsSource::Servers(vec!["192.0.2.1".parse().unwrap()]));
+        assert_eq!((manifest.dns.search[0].as_str(), manifest.dns.options[0].as_str()), ("a.example", "ndots:2"));
+        assert_eq!(manifest.hosts[0].names, ["db", "db.local"]);
+        let app = &manifest.apps[0];
+        assert_eq!(app.supplementary_gids, [27, 100]);
+        let Isolators { seccomp, oom_score_adj, cpu_shares, pids, rlimits, .. } = &app.isolators;
+        assert_eq!(
+            (seccomp, *oom_score_adj, *cpu_shares, *pids),
+            (&Seccomp::Unconfined, Some(-5), Some(512), Some(64))
+        );
+        assert_eq!((rlimits[0].name.as_str(), rlimits[0].soft, rlimits[0].hard), ("nofile", 10, 20));
+    }
+
+    #[test]
     fn a_pods_resources_are_the_sum_of_its_apps() {
         let resources = |text| assemble_text(text).unwrap().resources;
         let two = resources("--memory 32M --cpu 0.5 etcd --- --cpu 700m plain -- x");
@@ -349,6 +449,11 @@ mod tests {
             ("-i etcd --- -i plain -- x", "both --interactive"),
             ("--hostname a_b etcd", "a_b"),
             ("--net=host etcd", "--stage1=ns"),
+            ("--ipc=host etcd", "--stage1=ns"),
+            ("--dns host --dns 192.0.2.1 etcd", "stand alone"),
+            ("--dns none --dns-search x etcd", "stand alone"),
+            ("--rlimit nofile=1 --rlimit nofile=2 etcd", "nofile is given twice"),
+            ("--set-env-file /no/such/file etcd", "/no/such/file"),
             ("--working-dir x etcd", "not absolute"),
         ] {
             let message = assemble_text(text).unwrap_err().to_string();

@@ -4,9 +4,12 @@
 //! process, which keeps its PID; with `--detach` in a child of it. That child, and the one that removes the pod of `--rm`,
 //! are forked while there is one thread.
 
+mod app_arguments;
 mod arguments;
 mod detach;
+mod environment;
 mod error;
+mod from_manifest;
 mod image;
 mod manifest;
 mod ports;
@@ -21,14 +24,16 @@ use podvm_image::{ImageSource, ImportOptions, ResolvedImage, Silent, Store};
 use podvm_pod::directory::PreparedPod;
 use podvm_pod::draft::write_whole;
 use podvm_pod::fault::{FaultPoint, reach};
-use podvm_pod::manifest::{AppImage, PodManifest};
+use podvm_pod::manifest::{AppImage, IpcMode, PodManifest};
 use podvm_pod::runner::PodIo;
 use podvm_pod::status::{AppState, AppStatus, PodReport};
 use podvm_pod::{Stage1, Stage1Kind, Uuid};
 use podvm_stage1_kvm::KvmStage1;
 use podvm_stage1_ns::NsStage1;
 
-pub use arguments::{AppArgs, RunArgs};
+pub use app_arguments::AppArgs;
+pub use arguments::RunArgs;
+use error::PrepareError;
 use image::ImageSettings;
 
 use crate::commands::image::fetch::Fetcher;
@@ -41,17 +46,13 @@ use crate::stage1::{Chosen, choose};
 /// Runs a pod; returns its exit code.
 pub fn run(args: &RunArgs, config: &Config) -> Result<u8> {
     let store = open_store(config)?;
-    let fetcher = Fetcher::new(&store, &args.registry, config, args.quiet);
-    let mut images = Vec::new();
-    let mut holds = Vec::new();
-    for app in args.apps() {
-        let (image, resolved) = resolve(&fetcher, &store, &app.image)?;
-        images.push(ImageSettings::read(image, &resolved.config)?);
-        holds.push(resolved);
-    }
-    reach(FaultPoint::ImagesHeld);
     let stage1 = choose(args.stage1.unwrap_or(config.stage1))?;
-    let mut manifest = manifest::assemble(args, &images, &manifest::Host::this(), stage1.kind)?;
+    let host = manifest::Host::this();
+    let (mut manifest, holds) = match &args.pod_manifest {
+        Some(path) => from_manifest::read(path, &store, &host, stage1.kind)?,
+        None => from_images(args, config, &store, &host, stage1.kind)?,
+    };
+    reach(FaultPoint::ImagesHeld);
     require_files(config, stage1.kind)?;
     if !args.quiet {
         remarks(&stage1, &manifest).iter().for_each(|line| report(line));
@@ -69,6 +70,26 @@ pub fn run(args: &RunArgs, config: &Config) -> Result<u8> {
     let outcome = start(PodIo { attached: true, ready: None })?;
     outcome.lines.iter().for_each(|line| report(line));
     Ok(outcome.code)
+}
+
+/// The pod that the command line describes, and its images, held.
+fn from_images(
+    args: &RunArgs,
+    config: &Config,
+    store: &Store,
+    host: &manifest::Host,
+    stage1: Stage1Kind,
+) -> Result<(PodManifest, Vec<ResolvedImage>)> {
+    let fetcher = Fetcher::new(store, &args.registry, config, args.quiet);
+    let mut images = Vec::new();
+    let mut holds = Vec::new();
+    for app in args.apps() {
+        let wanted = app.image.as_deref().context("no IMAGE is named")?;
+        let (image, resolved) = resolve(&fetcher, store, wanted)?;
+        images.push(ImageSettings::read(image, &resolved.config)?);
+        holds.push(resolved);
+    }
+    Ok((manifest::assemble(args, &images, host, stage1)?, holds))
 }
 
 /// Finds an image in the store, or fetches it first; imports it when it is named by its path.
@@ -110,6 +131,9 @@ fn remarks(stage1: &Chosen, manifest: &PodManifest) -> Vec<String> {
 
 /// Has layers unpacked where they cannot be mounted. An ordinary user's pod has mapped users in any case.
 fn suit_namespaces(manifest: &mut PodManifest, store: &Store, images: &[ResolvedImage], config: &Config) -> Result<()> {
+    if config.is_unprivileged && manifest.ipc == IpcMode::Host {
+        return Err(PrepareError::HostIpcOfOthers.into());
+    }
     manifest.private_users &= !config.is_unprivileged;
     if !config.is_unprivileged && podvm_stage1_ns::mount::host_mounts_erofs() {
         return Ok(());

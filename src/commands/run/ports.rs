@@ -14,28 +14,46 @@ pub fn resolve(
     apps: &[(&AppName, &[DeclaredPort])],
     network: &NetworkMode,
 ) -> Result<Vec<PublishedPort>, PrepareError> {
-    let without = match network {
-        NetworkMode::Default => None,
-        NetworkMode::None => Some("none"),
-        NetworkMode::Host => Some("host"),
-    };
-    if let (Some(network), false) = (without, requests.is_empty()) {
-        return Err(PrepareError::PortWithoutNetwork(network));
-    }
     let mut ports: Vec<PublishedPort> = Vec::new();
+    if !requests.is_empty() {
+        check_network(network)?;
+    }
     for request in requests {
         let (pod_port, protocol) = meaning(&request.name, apps)?;
-        let (ip, port) = (request.host_ip, request.host_port);
+        let (host_ip, host_port) = (request.host_ip, request.host_port);
+        ports.push(PublishedPort { name: request.name.clone(), protocol, host_ip, host_port, pod_port });
+    }
+    check(&ports, network)?;
+    Ok(ports)
+}
+
+/// Whether these ports can be published by a pod with this network.
+///
+/// # Errors
+/// [`PrepareError`] for a network that has none, or a port of the host that is asked for twice.
+pub fn check(ports: &[PublishedPort], network: &NetworkMode) -> Result<(), PrepareError> {
+    if !ports.is_empty() {
+        check_network(network)?;
+    }
+    for (index, port) in ports.iter().enumerate() {
+        let ip = port.host_ip;
         let clashes = |other: &PublishedPort| {
             let same_address = other.host_ip == ip || other.host_ip.is_none() || ip.is_none();
-            (other.host_port, other.protocol) == (port, protocol) && same_address
+            (other.host_port, other.protocol) == (port.host_port, port.protocol) && same_address
         };
-        if ports.iter().any(clashes) {
-            return Err(PrepareError::PortTwice { port, protocol, ip });
+        if ports[..index].iter().any(clashes) {
+            return Err(PrepareError::PortTwice { port: port.host_port, protocol: port.protocol, ip });
         }
-        ports.push(PublishedPort { name: request.name.clone(), protocol, host_ip: ip, host_port: port, pod_port });
     }
-    Ok(ports)
+    Ok(())
+}
+
+fn check_network(network: &NetworkMode) -> Result<(), PrepareError> {
+    match network {
+        NetworkMode::Default => Ok(()),
+        NetworkMode::None => Err(PrepareError::PortWithoutNetwork("none")),
+        NetworkMode::Host => Err(PrepareError::PortWithoutNetwork("host")),
+    }
 }
 
 /// What a port's name means: first what the images call by it, else the number that it is.

@@ -97,7 +97,7 @@ fn free_name(app: &AppName, declared: &DeclaredVolume, volumes: &[Volume]) -> Vo
 }
 
 /// The volume with its source as it really is.
-fn checked(volume: &Volume) -> Result<Volume, PrepareError> {
+pub fn checked(volume: &Volume) -> Result<Volume, PrepareError> {
     let VolumeKind::Host { source } = &volume.kind else { return Ok(volume.clone()) };
     let name = volume.name.clone();
     let source = real_directory(source).map_err(|error| match error.kind() {

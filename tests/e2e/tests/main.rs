@@ -14,4 +14,5 @@ mod pods;
 mod postgres;
 mod redis;
 mod run;
+mod settings;
 mod volumes;
