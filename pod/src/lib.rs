@@ -9,6 +9,7 @@
 //! | [`protocol`] | what stage0 and stage1 say to the supervisor inside the walls, and hear from it |
 //! | [`stage1`] | what a stage1 must do |
 //! | [`runner`] | the pod's own process: the host's end of the primary connection |
+//! | [`archive`] | files on their way into an app and out of it |
 //! | [`client`] | requests to a running pod's supervisor |
 //! | [`console`] | the user's terminal, standard streams and signals |
 //! | [`timestamp`] | points in time as text |
@@ -16,6 +17,7 @@
 //! | [`writable`] | the disk of what a pod writes |
 //! | [`exit`] | exit codes |
 
+pub mod archive;
 pub mod client;
 pub mod console;
 pub mod directory;

@@ -1,0 +1,106 @@
+//! Files on their way into an app and out of it: a tree as a tar stream (POSIX.1-2001 pax, GNU's numbers), and back.
+//!
+//! Both ends are here. The supervisor packs and unpacks inside the app's root, `podvm cp` and `podvm export` at the host.
+//! Neither trusts the other: names lead nowhere but downwards, no symbolic link of the tree is followed, and what a stream
+//! says is bounded before it is believed.
+
+mod pack;
+mod unpack;
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+
+pub use pack::pack;
+pub use unpack::{Destination, Policy, Unpacked, unpack};
+
+/// Why a tree could not be packed or unpacked.
+#[derive(Debug, thiserror::Error)]
+pub enum ArchiveError {
+    /// A file operation failed.
+    #[error("{path}: {source}", path = .path.display())]
+    File {
+        /// On what.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The stream broke off, or is no tar stream.
+    #[error("the stream of files cannot be read or written: {0}")]
+    Stream(#[source] io::Error),
+    /// A name that leads upwards, or nowhere.
+    #[error("the stream of files holds the name {0:?}, which leads out of its place; it was refused")]
+    Name(String),
+    /// Something on the way is no directory.
+    #[error("{path}: there is no directory of that name, or a symbolic link is on the way, which is not followed", path = .0.display())]
+    NoDirectory(PathBuf),
+    /// More levels than are walked.
+    #[error("{path}: directories are nested too deeply here", path = .0.display())]
+    TooDeep(PathBuf),
+    /// Headers that are longer than any sensible name.
+    #[error("the stream of files holds a header of {0} bytes; it was refused")]
+    Header(u64),
+}
+
+fn at(path: &Path) -> impl FnOnce(Errno) -> ArchiveError + '_ {
+    move |errno| ArchiveError::File { path: path.into(), source: errno.into() }
+}
+
+fn io_at(path: &Path) -> impl FnOnce(io::Error) -> ArchiveError + '_ {
+    move |source| ArchiveError::File { path: path.into(), source }
+}
+
+/// What is to be packed or unpacked inside an app.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Archived {
+    /// The file or tree at this path goes to the standard output.
+    Out(PathBuf),
+    /// The app's whole root, without what is mounted in it, goes to the standard output.
+    Root,
+    /// The stream on the standard input goes to a path.
+    In {
+        /// The path.
+        path: PathBuf,
+        /// How it is understood.
+        destination: Destination,
+    },
+}
+
+/// A directory that is the root of all paths.
+///
+/// # Errors
+/// Those of open(2).
+pub fn open_root(path: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(path, flags, Mode::empty())?)
+}
+
+/// Opens a path a user named: links within `root` are followed but for the last one unless it must be a directory; nothing
+/// leads out of `root`, nor through links that only /proc has.
+fn open_within(root: BorrowedFd<'_>, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
+    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
+}
+
+/// The directory at a path a user named, if there is one.
+fn directory_within(root: BorrowedFd<'_>, path: &Path) -> Result<Option<OwnedFd>, ArchiveError> {
+    match open_within(root, path, OFlags::RDONLY | OFlags::DIRECTORY) {
+        Ok(directory) => Ok(Some(directory)),
+        Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+        Err(errno) => Err(at(path)(errno)),
+    }
+}
+
+/// Another descriptor of a directory, which can be listed from its beginning.
+fn reopen(directory: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    rustix::fs::openat(directory.as_fd(), ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+}
+
+#[cfg(test)]
+mod tests;
