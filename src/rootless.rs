@@ -51,6 +51,19 @@ impl Map {
     }
 }
 
+/// Which IDs this user's pods have, in words; as an error, that they are few.
+pub fn map_of_this_user() -> std::result::Result<String, String> {
+    let uid = nix::unistd::getuid();
+    let name = nix::unistd::User::from_uid(uid).ok().flatten().map_or_else(|| uid.to_string(), |user| user.name);
+    let shares = ["/etc/subuid", "/etc/subgid"].map(|path| share(path, &name, uid.as_raw()));
+    match shares {
+        [Some((first, count)), Some(_)] => Ok(format!("{name}, whose pods have the {count} IDs from {first} on")),
+        _ => Err(format!(
+            "{name}, whose pods have one ID only; give this user more: usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {name}"
+        )),
+    }
+}
+
 /// Enters a user namespace in which this process is root, and a mount namespace, unless it is root of one already. The process
 /// must have one thread.
 ///

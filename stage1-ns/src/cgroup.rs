@@ -118,11 +118,19 @@ fn is_read_only(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EROFS | libc::EACCES | libc::EPERM))
 }
 
-/// The limits of a pod's apps that this host cannot apply, a sentence for each app. They are asked for and missed, and the pod
+/// The limits of a pod's apps that cannot be applied here, a sentence for each app. They are asked for and missed, and the pod
 /// runs: a host's administrator may limit it by other means.
 pub fn missed_limits(manifest: &PodManifest) -> Vec<String> {
-    let controllers = mount().and_then(|mount| fs::read_to_string(mount.join("cgroup.controllers")).ok());
-    let controllers = controllers.unwrap_or_default();
+    let (controllers, cure) = match available_controllers() {
+        Ok(controllers) => (
+            controllers,
+            "this host's cgroup2 has no such controllers; boot it with systemd.unified_cgroup_hierarchy=1",
+        ),
+        Err(_) => {
+            let cure = "this user has no cgroup to divide; start podvm by systemd-run --user --scope -p Delegate=yes";
+            (String::new(), cure)
+        }
+    };
     let has = |controller: &str| controllers.split_whitespace().any(|name| name == controller);
     let sentence = |app: &App| {
         let Isolators { memory, cpu, cpu_shares, pids, .. } = &app.isolators;
@@ -134,12 +142,22 @@ pub fn missed_limits(manifest: &PodManifest) -> Vec<String> {
         ];
         let missed = wanted.into_iter().filter(|(_, controller, is_wanted)| *is_wanted && !has(controller));
         let options: Vec<&str> = missed.map(|(option, ..)| option).collect();
-        (!options.is_empty()).then(|| {
-            let (name, options) = (&app.name, options.join(" and "));
-            format!("app {name} runs without {options}: this host's cgroup2 has no such controllers; boot it with systemd.unified_cgroup_hierarchy=1")
-        })
+        let (name, options) = (&app.name, options.join(" and "));
+        (!options.is_empty()).then(|| format!("app {name} runs without {options}: {cure}"))
     };
     manifest.apps.iter().filter_map(sentence).collect()
+}
+
+/// The controllers that pods' cgroups can have.
+///
+/// # Errors
+/// When pods can have no cgroup.
+pub fn available_controllers() -> io::Result<String> {
+    let Some(mount) = mount() else { return Ok(String::new()) };
+    let parent = parent(mount)?;
+    let existing = parent.ancestors().find(|path| path.is_dir()).unwrap_or(mount);
+    rustix::fs::access(existing, rustix::fs::Access::WRITE_OK)?;
+    fs::read_to_string(existing.join("cgroup.controllers"))
 }
 
 fn mount() -> Option<&'static Path> {
@@ -150,7 +168,7 @@ fn mount() -> Option<&'static Path> {
 /// The cgroup that this pod's is to be made in.
 fn parent(mount: &Path) -> io::Result<PathBuf> {
     let own = own_cgroup(mount)?;
-    Ok(if own != mount && is_alone_in(&own)? { own } else { mount.join(FOLDER) })
+    Ok(if own != mount && own_processes(&own)?.is_some() { own } else { mount.join(FOLDER) })
 }
 
 /// Makes a pod's cgroup in `parent`, to which all controllers are passed on.
@@ -159,7 +177,13 @@ fn make_below(mount: &Path, parent: &Path, path: &Path) -> io::Result<()> {
     if !is_folder {
         let inner = parent.join(OWN_CGROUP);
         make_directory(&inner)?;
-        fs::write(inner.join("cgroup.procs"), "0")?;
+        for process in own_processes(parent)?.unwrap_or_default() {
+            match fs::write(inner.join("cgroup.procs"), process.to_string()) {
+                // It has ended meanwhile.
+                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
+                other => other?,
+            }
+        }
     }
     loop {
         if is_folder {
@@ -212,9 +236,17 @@ fn own_cgroup(mount: &Path) -> io::Result<PathBuf> {
     Ok(if path.is_empty() || path.contains("..") || !own.is_dir() { mount.into() } else { own })
 }
 
-fn is_alone_in(cgroup: &Path) -> io::Result<bool> {
-    let processes = fs::read_to_string(cgroup.join("cgroup.procs"))?;
-    Ok(processes.trim() == std::process::id().to_string())
+/// The processes of a cgroup if they are only this one and its children; none if there are others.
+fn own_processes(cgroup: &Path) -> io::Result<Option<Vec<u32>>> {
+    let this = std::process::id();
+    let is_child = |pid: u32| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        status.lines().any(|line| line.strip_prefix("PPid:").is_some_and(|parent| parent.trim() == this.to_string()))
+    };
+    let text = fs::read_to_string(cgroup.join("cgroup.procs"))?;
+    let processes: Vec<u32> = text.lines().filter_map(|line| line.parse().ok()).collect();
+    let are_own = processes.contains(&this) && processes.iter().all(|pid| *pid == this || is_child(*pid));
+    Ok(are_own.then_some(processes))
 }
 
 /// A controller that cannot be passed on is missed when a limit needs it, and then said.

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use podvm_pod::manifest::ByteSize;
 
 use super::nftables;
-use super::{Check, Outcome};
+use super::{Check, Needed, Outcome};
 use crate::config::Config;
+use crate::rootless;
 
 /// Free space below which images and pods soon fail.
 const LITTLE_SPACE: ByteSize = ByteSize::mib(1 << 10);
@@ -16,21 +17,30 @@ const NO_SPACE: ByteSize = ByteSize::mib(64);
 
 type Finding = (Outcome, String);
 
-/// All checks, the most important first.
+/// All checks, the most important first, with what they are for.
 pub fn all(config: &Config) -> Vec<Check> {
-    let checks: [(&'static str, Finding); 10] = [
-        ("user", user()),
-        ("kvm", kvm()),
-        ("guest kernel", file(&config.kernel, "kernel", b"\x7fELF", "an ELF vmlinux")),
-        ("initramfs", file(&config.initramfs, "initramfs", b"070701", "an uncompressed newc cpio archive")),
-        ("tun", tun()),
-        ("nftables", from_result(nftables::check(), "there")),
-        ("mkfs.ext4", mkfs()),
-        ("disk space", disk_space(&config.root)),
-        ("cgroups", cgroups()),
-        ("erofs", erofs()),
+    use Needed::{Everywhere, ForNamespaces, ForVms};
+    let mut checks = vec![
+        (Everywhere, "user", user(config)),
+        (ForVms, "kvm", kvm()),
+        (ForVms, "guest kernel", file(&config.kernel, "kernel", b"\x7fELF", "an ELF vmlinux")),
+        (ForVms, "initramfs", file(&config.initramfs, "initramfs", b"070701", "an uncompressed newc cpio archive")),
+        (ForNamespaces, "supervisor", file(&config.supervisor, "supervisor", b"\x7fELF", "a static program")),
+        (ForNamespaces, "user namespaces", user_namespaces(config)),
+        (ForVms, "mkfs.ext4", mkfs()),
+        (Everywhere, "disk space", disk_space(&config.root)),
+        (ForNamespaces, "cgroups", cgroups()),
+        (ForNamespaces, "erofs", erofs(config)),
     ];
-    checks.into_iter().map(|(name, (outcome, detail))| Check { name, outcome, detail }).collect()
+    if config.is_unprivileged {
+        checks.push((Everywhere, "pasta", pasta()));
+        checks.push((Everywhere, "tun", tun("pods have no network but --net=none and --net=host")));
+    } else {
+        checks.push((ForVms, "tun", tun("only --net=none works in VMs")));
+        checks.push((Everywhere, "nftables", nftables_there()));
+        checks.push((ForNamespaces, "loop devices", loop_devices()));
+    }
+    checks.into_iter().map(|(needed, name, (outcome, detail))| Check { name, needed, outcome, detail }).collect()
 }
 
 fn from_result(result: Result<(), String>, good: &str) -> Finding {
@@ -40,11 +50,60 @@ fn from_result(result: Result<(), String>, good: &str) -> Finding {
     }
 }
 
-fn user() -> Finding {
-    if nix::unistd::geteuid().is_root() {
-        (Outcome::Ok, "root".into())
+fn user(config: &Config) -> Finding {
+    if !config.is_unprivileged {
+        return (Outcome::Ok, "root".into());
+    }
+    match rootless::map_of_this_user() {
+        Ok(detail) => (Outcome::Ok, detail),
+        Err(detail) => (Outcome::Warning, detail),
+    }
+}
+
+fn user_namespaces(config: &Config) -> Finding {
+    let most = fs::read_to_string("/proc/sys/user/max_user_namespaces").unwrap_or_default();
+    match (most.trim(), config.is_unprivileged) {
+        ("" | "0", true) => {
+            (Outcome::Failed, "this kernel lets nobody have any; set user.max_user_namespaces by sysctl, or be root".into())
+        }
+        ("" | "0", false) => {
+            (Outcome::Warning, "this kernel lets nobody have any, so --private-users does not work; set user.max_user_namespaces by sysctl".into())
+        }
+        _ => (Outcome::Ok, "there".into()),
+    }
+}
+
+fn program(name: &str) -> Option<PathBuf> {
+    let folders: Vec<PathBuf> =
+        std::env::var_os("PATH").map(|path| std::env::split_paths(&path).collect()).unwrap_or_default();
+    folders.iter().map(|folder| folder.join(name)).find(|path| path.is_file())
+}
+
+fn pasta() -> Finding {
+    match program("pasta") {
+        Some(path) => (Outcome::Ok, path.display().to_string()),
+        None => (
+            Outcome::Warning,
+            "pasta is not in PATH, so pods have no network but --net=none and --net=host; install passt".into(),
+        ),
+    }
+}
+
+fn nftables_there() -> Finding {
+    match nftables::check() {
+        Ok(()) => (Outcome::Ok, "there".into()),
+        Err(detail) => (Outcome::Warning, format!("{detail}; only --net=none works, and --net=host behind namespaces")),
+    }
+}
+
+fn loop_devices() -> Finding {
+    if Path::new("/dev/loop-control").exists() {
+        (Outcome::Ok, "there".into())
     } else {
-        (Outcome::Failed, "not root; pods of ordinary users are not built yet: use sudo".into())
+        (
+            Outcome::Failed,
+            "there is no /dev/loop-control, and pods' disks are mounted by loop devices; load the module loop".into(),
+        )
     }
 }
 
@@ -65,19 +124,18 @@ fn file(path: &Path, setting: &str, magic: &[u8], what: &str) -> Finding {
     }
 }
 
-fn tun() -> Finding {
+fn tun(without: &str) -> Finding {
     let path = "/dev/net/tun";
-    let opened = fs::OpenOptions::new().read(true).write(true).open(path).map(drop);
-    from_result(
-        opened.map_err(|error| format!("{path}: {error}; load the module tun (only --net=none works without)")),
-        "there",
-    )
+    match fs::OpenOptions::new().read(true).write(true).open(path) {
+        Ok(_) => (Outcome::Ok, "there".into()),
+        Err(error) => {
+            (Outcome::Warning, format!("{path}: {error}, so {without}; load the module tun, and let users open it"))
+        }
+    }
 }
 
 fn mkfs() -> Finding {
-    let folders: Vec<PathBuf> =
-        std::env::var_os("PATH").map(|path| std::env::split_paths(&path).collect()).unwrap_or_default();
-    match folders.iter().map(|folder| folder.join("mkfs.ext4")).find(|path| path.is_file()) {
+    match program("mkfs.ext4") {
         Some(path) => (Outcome::Ok, path.display().to_string()),
         None => (Outcome::Failed, "mkfs.ext4 is not in PATH; install e2fsprogs".into()),
     }
@@ -97,24 +155,37 @@ fn disk_space(root: &Path) -> Finding {
     }
 }
 
-/// Limits of apps are applied inside the VM; the host's own matter to what surrounds podvm.
+/// Limits of apps in a VM are applied inside; behind namespaces the host does it.
 fn cgroups() -> Finding {
-    if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
-        (Outcome::Ok, "version 2".into())
+    const NEEDED: [&str; 3] = ["memory", "cpu", "pids"];
+    let controllers = match podvm_stage1_ns::cgroup::available_controllers() {
+        Ok(controllers) => controllers,
+        Err(_) => {
+            let detail = "this user has none to divide, so apps have no limits; start podvm by systemd-run --user --scope -p Delegate=yes";
+            return (Outcome::Warning, detail.into());
+        }
+    };
+    let missing: Vec<&str> =
+        NEEDED.into_iter().filter(|name| !controllers.split_whitespace().any(|there| there == *name)).collect();
+    if missing.is_empty() {
+        (Outcome::Ok, "version 2 with its controllers".into())
     } else {
-        let detail =
-            "no version 2 at /sys/fs/cgroup; pods run, but what this host limits them by is not podvm's to see";
-        (Outcome::Warning, detail.into())
+        let detail = format!(
+            "cgroup2 has no controllers {} here, so apps have no such limits; boot with systemd.unified_cgroup_hierarchy=1",
+            missing.join(", ")
+        );
+        (Outcome::Warning, detail)
     }
 }
 
 /// The guest kernel reads EROFS itself.
-fn erofs() -> Finding {
-    let known = fs::read_to_string("/proc/filesystems").unwrap_or_default();
-    let detail = if known.lines().any(|line| line.trim_start_matches("nodev").trim() == "erofs") {
+fn erofs(config: &Config) -> Finding {
+    let detail = if config.is_unprivileged {
+        "layers are unpacked, for only root mounts them"
+    } else if podvm_stage1_ns::mount::host_mounts_erofs() {
         "this kernel mounts it"
     } else {
-        "this kernel has not loaded it; VMs do not need it to"
+        "layers are unpacked, for this kernel does not mount them; load the module erofs"
     };
     (Outcome::Ok, detail.into())
 }

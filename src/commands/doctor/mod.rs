@@ -26,8 +26,20 @@ pub enum Outcome {
     Ok,
     /// Something works less well, or not at all, but pods run.
     Warning,
-    /// Pods cannot run.
+    /// The pods that need it cannot run.
     Failed,
+}
+
+/// Which pods need what is checked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Needed {
+    /// All.
+    Everywhere,
+    /// Pods in VMs.
+    ForVms,
+    /// Pods behind namespaces.
+    ForNamespaces,
 }
 
 /// One check.
@@ -35,6 +47,8 @@ pub enum Outcome {
 pub struct Check {
     /// What was looked at.
     name: &'static str,
+    /// Who needs it.
+    needed: Needed,
     /// How it came out.
     outcome: Outcome,
     /// What was found; when that is not as it should be, why and what helps.
@@ -43,16 +57,38 @@ pub struct Check {
 
 #[derive(Debug, Serialize)]
 struct Diagnosis {
-    can_run_pods: bool,
+    /// Whether pods run in VMs.
+    vms: bool,
+    /// Whether pods run behind namespaces.
+    namespaces: bool,
     checks: Vec<Check>,
+}
+
+impl Diagnosis {
+    fn of(checks: Vec<Check>) -> Self {
+        let works = |kind: Needed| {
+            let concerns = |check: &&Check| check.needed == Needed::Everywhere || check.needed == kind;
+            checks.iter().filter(concerns).all(|check| check.outcome != Outcome::Failed)
+        };
+        Self { vms: works(Needed::ForVms), namespaces: works(Needed::ForNamespaces), checks }
+    }
+
+    fn verdict(&self) -> &'static str {
+        match (self.vms, self.namespaces) {
+            (true, true) => "Pods run here in VMs, and behind namespaces.",
+            (true, false) => "Pods run here in VMs, but not behind namespaces.",
+            (false, true) => "Pods run here behind namespaces, but not in VMs.",
+            (false, false) => "Pods cannot run here.",
+        }
+    }
 }
 
 /// Checks this host.
 pub fn run(args: &DoctorArgs, config: &Config) -> Result<u8> {
     let checks = checks::all(config);
-    let can_run_pods = checks.iter().all(|check| check.outcome != Outcome::Failed);
-    print(args.output, &Diagnosis { can_run_pods, checks }, as_text)?;
-    Ok(u8::from(!can_run_pods))
+    let diagnosis = Diagnosis::of(checks);
+    print(args.output, &diagnosis, as_text)?;
+    Ok(u8::from(!diagnosis.vms && !diagnosis.namespaces))
 }
 
 fn as_text(diagnosis: &Diagnosis) -> String {
@@ -64,8 +100,7 @@ fn as_text(diagnosis: &Diagnosis) -> String {
         };
         [check.name.to_owned(), outcome.to_owned(), check.detail.clone()]
     });
-    let verdict = if diagnosis.can_run_pods { "Pods can run here." } else { "Pods cannot run here." };
-    format!("{}\n{verdict}\n", table(["check", "result", "detail"], rows))
+    format!("{}\n{}\n", table(["check", "result", "detail"], rows), diagnosis.verdict())
 }
 
 #[cfg(test)]
@@ -73,9 +108,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_failed_check_is_enough_and_a_warning_is_not() {
-        let check = |outcome| Check { name: "kvm", outcome, detail: "why; cure".into() };
-        let text = as_text(&Diagnosis { can_run_pods: false, checks: vec![check(Outcome::Failed)] });
-        assert!(text.contains("kvm    FAILED  why; cure") && text.contains("cannot run"), "{text}");
+    fn a_failed_check_counts_for_who_needs_it_and_a_warning_for_nobody() {
+        let check = |needed, outcome| Check { name: "kvm", needed, outcome, detail: "why; cure".into() };
+        let of = |checks| Diagnosis::of(checks);
+        let no_vms = of(vec![check(Needed::ForVms, Outcome::Failed), check(Needed::ForNamespaces, Outcome::Warning)]);
+        assert_eq!((no_vms.vms, no_vms.namespaces), (false, true));
+        let text = as_text(&no_vms);
+        assert!(text.contains("kvm    FAILED   why; cure") && text.contains("but not in VMs"), "{text}");
+        let nothing = of(vec![check(Needed::Everywhere, Outcome::Failed)]);
+        assert_eq!(nothing.verdict(), "Pods cannot run here.");
     }
 }
