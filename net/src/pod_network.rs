@@ -173,10 +173,15 @@ impl PodNetwork {
         if request.endpoint == Endpoint::Namespace {
             sysctl::free_pod_network();
         }
+        pasta.wait_until_ready(request.endpoint)?;
+        let route = Socket::route()?;
         let mut batch = Batch::default();
         link::push_up(&mut batch, LOOPBACK_INDEX, None);
-        Socket::route()?.transact(batch)?;
-        pasta.wait_until_ready(request.endpoint)?;
+        // Where pasta does not configure the interface, it does not bring it up either.
+        if let Some(index) = link::find_link(&route, POD_LINK)? {
+            link::push_up(&mut batch, index, None);
+        }
+        route.transact(batch)?;
         let interface = Some(user_mode::interface(request.config.mtu));
         let holds = Some(Holds::UserMode(pasta));
         Ok(Self { mode: NetworkMode::Default, interface, dns, hosts, holds })

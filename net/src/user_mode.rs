@@ -35,7 +35,9 @@ pub enum UserModeError {
     )]
     NoPasta(#[source] io::Error),
     /// It gave up.
-    #[error("pasta cannot make the pod's network: {0}; it needs /dev/net/tun to be open to this user")]
+    #[error(
+        "pasta cannot make the pod's network: {0}; it needs a host with a default route, and /dev/net/tun open to this user"
+    )]
     Failed(String),
     /// It is there and does nothing.
     #[error("pasta did not set the pod's network up within {} s", PATIENCE.as_secs())]
@@ -133,7 +135,9 @@ impl Pasta {
     fn last_words(&mut self) -> String {
         let mut text = String::new();
         let read = self.messages.rewind().and_then(|()| self.messages.read_to_string(&mut text));
-        match read.map(|_| text.trim().lines().collect::<Vec<_>>().join("; ")) {
+        // What it says of its own log is of no use here.
+        let words = |text: &str| text.lines().filter(|line| !line.contains("syslog")).collect::<Vec<_>>().join("; ");
+        match read.map(|_| words(text.trim())) {
             Ok(words) if !words.is_empty() => words,
             _ => "it said nothing".into(),
         }

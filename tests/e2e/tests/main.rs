@@ -13,6 +13,7 @@ mod ns;
 mod pods;
 mod postgres;
 mod redis;
+mod rootless;
 mod run;
 mod settings;
 mod volumes;

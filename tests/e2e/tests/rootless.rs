@@ -1,0 +1,168 @@
+//! Pods of ordinary users.
+//!
+//! The user is made up: in a mount namespace of the test's own, the host's lists of users and subordinate IDs have one more, and
+//! the devices that are usually open to users are.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use podvm_e2e::{Host, Invocation, layout, prefix, skip, stage1, wait_for};
+
+const A_WHILE: Duration = Duration::from_secs(120);
+const USER: u32 = 4242;
+
+struct User<'a> {
+    host: &'a Host,
+    home: PathBuf,
+}
+
+impl<'a> User<'a> {
+    /// The user, with podvm and an image where a user can read them.
+    fn new(host: &'a Host) -> Self {
+        let home = host.directory("home");
+        let open = |path: &Path| fs::set_permissions(path, PermissionsExt::from_mode(0o755)).unwrap();
+        open(host.scratch());
+        let copy = |from: &Path, to: &str| {
+            let to = host.scratch().join(to);
+            Invocation::new("cp", [Path::new("-rL"), from, &to]).run().expect_code(0);
+        };
+        copy(&prefix(), "podvm");
+        copy(&layout("busybox"), "image");
+        Invocation::new("chmod", ["-R", "a+rX", host.scratch().to_str().unwrap()]).run().expect_code(0);
+        chown(&home, Some(USER), Some(USER)).unwrap();
+        Self { host, home }
+    }
+
+    /// Runs a script as the user; `podvm` and `run` in it are podvm, and `podvm run` with the stage1 that is tested.
+    fn shell(&self, script: &str) -> Invocation {
+        let (scratch, home) = (self.host.scratch().display(), self.home.display());
+        let prepare = format!(
+            "set -e; cd {scratch}; \
+             device() {{ if [ -e $1 ]; then [ -e $2 ] || mknod -m 666 $2 c $3 $4; mount --bind $2 $1; fi; }}; \
+             device /dev/net/tun tun 10 200; device /dev/kvm kvm 10 232; \
+             (cat /etc/passwd; echo 'podvm-tester:x:{USER}:{USER}::{home}:/bin/sh') > passwd; \
+             mount --bind passwd /etc/passwd; \
+             echo podvm-tester:300000:65536 > subid; mount --bind subid /etc/subuid; mount --bind subid /etc/subgid; \
+             exec setpriv --reuid={USER} --regid={USER} --clear-groups env -i HOME={home} PATH=$PATH sh -c \"$1\""
+        );
+        let stage1 = stage1();
+        let script = format!(
+            "cd; podvm() {{ {scratch}/podvm/bin/podvm \"$@\"; }}; run() {{ podvm run --stage1={stage1} \"$@\"; }}; \
+             podvm image list | grep -q busybox || podvm image import {scratch}/image --name busybox >/dev/null 2>&1; {script}"
+        );
+        Invocation::new("unshare", ["--mount", "sh", "-c", &prepare, "sh", &script])
+    }
+
+    fn state(&self) -> PathBuf {
+        self.home.join(".local/share/podvm")
+    }
+}
+
+/// A way out of the host, which pasta wants to see, where there is none, as in the lab. Nothing is ever sent there.
+struct DefaultRoute(bool);
+
+impl DefaultRoute {
+    fn new() -> Self {
+        let ip = |words: &str| Invocation::new("ip", words.split(' ')).run();
+        let is_missing = ip("-4 route show default").stdout.trim().is_empty();
+        if is_missing {
+            for words in [
+                "link add podvm-out type dummy",
+                "address add 192.0.2.2/24 dev podvm-out",
+                "link set podvm-out up",
+                "route add default via 192.0.2.1",
+            ] {
+                ip(words).expect_code(0);
+            }
+        }
+        Self(is_missing)
+    }
+}
+
+impl Drop for DefaultRoute {
+    fn drop(&mut self) {
+        if self.0 {
+            Invocation::new("ip", ["link", "delete", "podvm-out"]).run();
+        }
+    }
+}
+
+/// Why users cannot have pods here.
+fn missing() -> Option<&'static str> {
+    let found = |name: &str| Invocation::new("sh", ["-c", &format!("command -v {name}")]).run().status.success();
+    if !found("newuidmap") {
+        Some("needs newuidmap, of Debian's package uidmap")
+    } else if !found("pasta") {
+        Some("needs pasta, of Debian's package passt")
+    } else {
+        None
+    }
+}
+
+#[test]
+fn an_ordinary_user_runs_a_pod_with_the_users_files() {
+    if let Some(reason) = missing() {
+        skip!("{reason}");
+    }
+    let host = Host::new();
+    let user = User::new(&host);
+    let script = "mkdir -p data; echo mine > data/file; \
+                  run --rm --net=none --volume data,kind=host,source=$HOME/data busybox --mount volume=data,target=/data \
+                  -- sh -c 'id -u; cat /data/file; echo from inside > /data/new; touch /of-user; chown 1000:1000 /of-user; \
+                  stat -c %u:%g /of-user /bin/busybox; su -s /bin/sh nobody -c \"id -u\"'";
+    let finished = user.shell(script).run().expect_code(0);
+    assert_eq!(finished.stdout, "0\nmine\n1000:1000\n0:0\n65534\n", "{finished}");
+    let made = fs::metadata(user.home.join("data/new")).unwrap();
+    assert_eq!(made.uid(), USER);
+    wait_for("the pod is removed", A_WHILE, || {
+        (fs::read_dir(user.state().join("pods")).unwrap().count() == 0).then_some(())
+    });
+}
+
+#[test]
+fn an_ordinary_users_pod_serves_at_the_host_and_goes_whole() {
+    if let Some(reason) = missing() {
+        skip!("{reason}");
+    }
+    let host = Host::new();
+    let user = User::new(&host);
+    let _route = DefaultRoute::new();
+    let serve = "run --quiet --detach --port 80:127.0.0.1:7021 busybox -- sh -c \
+                 'mkdir /www; echo here > /www/index.html; exec httpd -f -p 80 -h /www'";
+    let uuid = user.shell(serve).run().expect_code(0).stdout.trim().to_owned();
+    let get = || {
+        let finished = Invocation::new("curl", ["-sf", "-m", "20", "http://127.0.0.1:7021/"]).run();
+        finished.status.success().then_some(finished.stdout)
+    };
+    assert_eq!(wait_for("the server answers", A_WHILE, get), "here\n");
+    let refused = user.shell("run --quiet --port 80:127.0.0.1:7021 busybox -- true").run();
+    refused.expect_code(254).expect_stderr("7021").expect_stderr("in use");
+    let status = user.shell(&format!("podvm status {uuid} --output json")).run().expect_code(0).json();
+    let pid = status["pid"].as_i64().expect("a running pod has a process");
+    assert_eq!(fs::metadata(format!("/proc/{pid}")).unwrap().uid(), USER);
+    let exec = user.shell(&format!("podvm exec {uuid} -- cat /www/index.html")).run().expect_code(0);
+    assert_eq!(exec.stdout, "here\n");
+
+    user.shell(&format!("kill -9 {pid}")).run().expect_code(0);
+    wait_for("the pod is dead", A_WHILE, || {
+        user.shell(&format!("podvm status {uuid}")).run().stdout.contains("aborted").then_some(())
+    });
+    wait_for("the port is free", A_WHILE, || std::net::TcpListener::bind("127.0.0.1:7021").ok());
+    user.shell("podvm gc --grace-period 0s").run().expect_code(0).expect_stdout(&uuid);
+    assert_eq!(user.shell("podvm gc --grace-period 0s").run().expect_code(0).stdout, "");
+    assert_eq!(fs::read_dir(user.state().join("pods")).unwrap().count(), 0);
+}
+
+#[test]
+fn what_an_ordinary_user_cannot_have_is_said() {
+    if let Some(reason) = missing() {
+        skip!("{reason}");
+    }
+    let host = Host::new();
+    let user = User::new(&host);
+    user.shell("run --quiet --port 80:80 busybox -- true").run().expect_code(254).expect_stderr("from 1024 on");
+    let refused = user.shell("podvm --root /usr/not-the-users image list").run();
+    refused.expect_code(254).expect_stderr("/usr/not-the-users");
+}
