@@ -15,6 +15,8 @@ use crate::commands::{cat_manifest, completion, doctor, exec, gc, image, list, l
 /// What separates the apps of a pod.
 const APP_SEPARATOR: &str = "---";
 
+const PREPARE_USAGE: &str = "podvm prepare [OPTIONS] IMAGE [OPTIONS] [-- ARGS…] [--- IMAGE [APP OPTIONS] [-- ARGS…]]…";
+
 /// Runs pods of containers, each pod in a micro-VM of its own
 #[derive(Debug, Parser)]
 #[command(name = "podvm", bin_name = "podvm", version, max_term_width = 100, arg_required_else_help = true)]
@@ -46,6 +48,12 @@ pub struct GlobalArgs {
 pub enum Command {
     /// Run a pod of one or more images
     Run(Box<run::RunArgs>),
+    /// Write a pod down, to be started later, and print its UUID
+    #[command(after_help = "Start it with `podvm run-prepared UUID`.", override_usage = PREPARE_USAGE)]
+    #[command(mut_arg("detach", |arg| arg.hide(true)), mut_arg("rm", |arg| arg.hide(true)))]
+    Prepare(Box<run::RunArgs>),
+    /// Start a pod that was prepared
+    RunPrepared(run::RunPreparedArgs),
     /// List pods
     #[command(visible_alias = "ls")]
     List(list::ListArgs),
@@ -93,7 +101,7 @@ pub fn parse(arguments: &[OsString]) -> Result<Parsed, String> {
     let head = parts.next().unwrap_or_default();
     match Cli::try_parse_from(head) {
         Ok(mut cli) => {
-            if let Command::Run(args) = &mut cli.command {
+            if let Command::Run(args) | Command::Prepare(args) = &mut cli.command {
                 for part in parts {
                     match AppPart::try_parse_from(std::iter::once(&OsString::from("podvm run")).chain(part)) {
                         Ok(part) => args.further_apps.push(part.app),

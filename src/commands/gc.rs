@@ -1,9 +1,12 @@
 //! `podvm gc`: removes what has ended, and what crashes left.
 
 use std::path::Path;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Result;
+use nix::errno::Errno;
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
 use podvm_net::LeaseDir;
 use podvm_pod::directory::{DirectoryError, Phase, PodState};
 use podvm_pod::fault::{FaultPoint, reach};
@@ -18,21 +21,27 @@ use crate::duration::Wait;
 use crate::output::{OutputArgs, print};
 use crate::{chain, report};
 
+/// How long a supervisor may take to follow its pod's process.
+const ORPHAN_LIMIT: Duration = Duration::from_secs(5);
+
 /// Options of `podvm gc`.
 #[derive(Debug, clap::Args)]
 pub struct GcArgs {
-    /// Keep pods for this long after their end, such as 30m or 0s
+    /// Keep pods for this long after their end, or after they were marked, such as 30m or 0s
     #[arg(long, value_name = "TIME", default_value = "30m")]
     pub grace_period: Wait,
     /// Keep pods that were prepared and never started for this long
     #[arg(long, value_name = "TIME", default_value = "24h")]
     pub expire_prepared: Wait,
+    /// Remove nothing: mark pods that have ended as garbage, so that their grace period begins now
+    #[arg(long)]
+    pub mark_only: bool,
     /// Form of the output.
     #[command(flatten)]
     pub output: OutputArgs,
 }
 
-/// What was removed.
+/// What was removed, or marked.
 #[derive(Debug, Default, Serialize)]
 struct Collected {
     /// Pods.
@@ -58,10 +67,16 @@ pub fn run(args: &GcArgs, config: &Config) -> Result<u8> {
         report(&message);
         code = podvm_pod::exit::PODVM_ERROR;
     };
+    let now = Timestamp::now().seconds();
     for dir in pods.list()? {
-        let due = is_due(&dir, args).map_err(RemoveError::from);
-        let removed = due.and_then(|due| if due { remove(&dir).map(|()| true) } else { Ok(false) });
-        match removed {
+        wait_for_orphan(&dir);
+        let collected_now = match verdict(&dir, args, now) {
+            Ok(Verdict::Keep) => Ok(false),
+            Ok(Verdict::Mark) => dir.mark_garbage(now).map(|()| args.mark_only).map_err(RemoveError::from),
+            Ok(Verdict::Remove) => remove(&dir).map(|()| true),
+            Err(error) => Err(error.into()),
+        };
+        match collected_now {
             Ok(true) => collected.pods.push(dir.uuid()),
             // Another gc, or a start, was faster.
             Ok(false) | Err(RemoveError::Directory(DirectoryError::Alive(_))) => {}
@@ -70,6 +85,10 @@ pub fn run(args: &GcArgs, config: &Config) -> Result<u8> {
         }
     }
     reach(FaultPoint::PodsCollected);
+    if args.mark_only {
+        print(args.output, &collected, as_text)?;
+        return Ok(code);
+    }
     match pods.sweep() {
         Ok(count) => collected.leftovers = count,
         Err(error) => complain(error.to_string()),
@@ -102,23 +121,62 @@ pub fn run(args: &GcArgs, config: &Config) -> Result<u8> {
     Ok(code)
 }
 
-fn is_due(dir: &PodDir, args: &GcArgs) -> Result<bool, DirectoryError> {
-    let (state, phase) = dir.state()?;
-    Ok(match (state, phase) {
-        (PodState::Exited, Phase::Exited { finished, .. }) => {
-            Timestamp::now().seconds().saturating_sub(finished) >= args.grace_period.0.as_secs()
+/// What becomes of a pod.
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    Keep,
+    /// It is marked as garbage since now.
+    Mark,
+    Remove,
+}
+
+/// A pod whose process was killed lives on until the kernel has ended its supervisor, too, which is a matter of milliseconds.
+fn wait_for_orphan(dir: &PodDir) {
+    let latest = Instant::now() + ORPHAN_LIMIT;
+    while let Ok((_, Phase::Starting { pid, .. } | Phase::Running { pid, .. })) = dir.state() {
+        let is_gone = kill(Pid::from_raw(pid), None) == Err(Errno::ESRCH);
+        if !is_gone || !dir.is_alive().unwrap_or(false) || Instant::now() > latest {
+            return;
         }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Times are those of the host's clock, which may be set back: what ends in the future ends now.
+fn verdict(dir: &PodDir, args: &GcArgs, now: u64) -> Result<Verdict, DirectoryError> {
+    let (state, phase) = dir.state()?;
+    let recorded = || modified(&dir.path().join("state.json")).unwrap_or(now);
+    let ended = match (state, phase) {
+        (PodState::Exited, Phase::Exited { finished, .. }) => finished,
         // It could not say when it ended; its last word is the nearest to it that is known.
-        (PodState::Aborted, _) => age(&dir.path().join("state.json")) >= args.grace_period.0,
-        (PodState::Prepared, _) => age(&dir.path().join("state.json")) >= args.expire_prepared.0,
-        _ => false,
+        (PodState::Aborted, _) => recorded(),
+        (PodState::Prepared, _) if !args.mark_only => {
+            let is_old = now.saturating_sub(recorded()) >= args.expire_prepared.0.as_secs();
+            return Ok(if is_old { Verdict::Remove } else { Verdict::Keep });
+        }
+        _ => return Ok(Verdict::Keep),
+    };
+    // Its process may be on its way out.
+    if dir.is_alive()? {
+        return Ok(Verdict::Keep);
+    }
+    let mark = dir.garbage_since();
+    let since = mark.unwrap_or(ended);
+    Ok(if args.mark_only {
+        if mark.is_some_and(|mark| mark <= now) { Verdict::Keep } else { Verdict::Mark }
+    } else if now.saturating_sub(since) >= args.grace_period.0.as_secs() {
+        Verdict::Remove
+    } else if since > now {
+        Verdict::Mark
+    } else {
+        Verdict::Keep
     })
 }
 
-/// How long ago a file was written; one from the future, or that is gone, was written now.
-fn age(path: &Path) -> Duration {
-    let written = std::fs::metadata(path).and_then(|metadata| metadata.modified());
-    written.ok().and_then(|written| SystemTime::now().duration_since(written).ok()).unwrap_or_default()
+/// When a file was written, in seconds since the Unix epoch.
+fn modified(path: &Path) -> Option<u64> {
+    let written = std::fs::metadata(path).and_then(|metadata| metadata.modified()).ok()?;
+    written.duration_since(SystemTime::UNIX_EPOCH).ok().map(|since| since.as_secs())
 }
 
 fn as_text(collected: &Collected) -> String {
@@ -171,30 +229,65 @@ mod tests {
     fn args(grace: u64) -> GcArgs {
         let wait = |seconds| Wait(Duration::from_secs(seconds));
         let output = OutputArgs { output: Format::Table };
-        GcArgs { grace_period: wait(grace), expire_prepared: wait(86_400), output }
+        GcArgs { grace_period: wait(grace), expire_prepared: wait(86_400), mark_only: false, output }
+    }
+
+    fn is_due(dir: &PodDir, args: &GcArgs) -> bool {
+        verdict(dir, args, Timestamp::now().seconds()).unwrap() == Verdict::Remove
+    }
+
+    fn ended(pods: &PodsRoot, finished: u64) -> PodDir {
+        let report = PodReport { code: 0, failed_app: None, error: None, apps: Vec::new() };
+        let pod = pods.prepare(manifest()).unwrap().start(Stage1Kind::Kvm).unwrap();
+        pod.record_exit(finished, &report).unwrap();
+        pod.dir().clone()
     }
 
     #[test]
     fn only_pods_that_ended_long_enough_ago_are_due() {
         let folder = tempfile::tempdir().unwrap();
         let pods = PodsRoot::new(folder.path());
-        let report = PodReport { code: 0, failed_app: None, error: None, apps: Vec::new() };
-        let ended = |ago: u64| {
-            let pod = pods.prepare(manifest()).unwrap().start(Stage1Kind::Kvm).unwrap();
-            pod.record_exit(Timestamp::now().seconds() - ago, &report).unwrap();
-            pod.dir().clone()
-        };
-        assert!(is_due(&ended(100), &args(60)).unwrap());
-        assert!(!is_due(&ended(10), &args(60)).unwrap());
-        assert!(is_due(&ended(0), &args(0)).unwrap());
+        let now = Timestamp::now().seconds();
+        assert!(is_due(&ended(&pods, now - 100), &args(60)));
+        assert!(!is_due(&ended(&pods, now - 10), &args(60)));
+        assert!(is_due(&ended(&pods, now), &args(0)));
 
         let running = pods.prepare(manifest()).unwrap().start(Stage1Kind::Kvm).unwrap();
-        assert!(!is_due(running.dir(), &args(0)).unwrap());
+        assert!(!is_due(running.dir(), &args(0)));
         let dir = running.dir().clone();
         drop(running);
-        assert!(is_due(&dir, &args(0)).unwrap());
-        assert!(!is_due(&dir, &args(60)).unwrap());
-        let prepared = pods.prepare(manifest()).unwrap().dir().clone();
-        assert!(!is_due(&prepared, &args(0)).unwrap());
+        assert!(is_due(&dir, &args(0)));
+        assert!(!is_due(&dir, &args(60)));
+        let prepared = pods.prepare(manifest()).unwrap().leave(Stage1Kind::Kvm).unwrap();
+        assert!(!is_due(&prepared, &args(0)));
+        let cut_short = pods.prepare(manifest()).unwrap().dir().clone();
+        assert!(is_due(&cut_short, &args(0)));
+    }
+
+    #[test]
+    fn the_grace_period_counts_from_the_mark() {
+        let folder = tempfile::tempdir().unwrap();
+        let pods = PodsRoot::new(folder.path());
+        let pod = ended(&pods, 1_000);
+        let marking = GcArgs { mark_only: true, ..args(60) };
+        assert_eq!(verdict(&pod, &marking, 2_000).unwrap(), Verdict::Mark);
+        pod.mark_garbage(2_000).unwrap();
+        assert_eq!(verdict(&pod, &marking, 2_010).unwrap(), Verdict::Keep);
+        assert_eq!(verdict(&pod, &args(60), 2_010).unwrap(), Verdict::Keep);
+        assert_eq!(verdict(&pod, &args(60), 2_060).unwrap(), Verdict::Remove);
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_lets_the_grace_period_begin_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let pods = PodsRoot::new(folder.path());
+        let pod = ended(&pods, 1_000_000);
+        assert_eq!(verdict(&pod, &args(60), 500).unwrap(), Verdict::Mark);
+        assert_eq!(verdict(&pod, &args(0), 500).unwrap(), Verdict::Remove);
+        pod.mark_garbage(500).unwrap();
+        assert_eq!(verdict(&pod, &args(60), 510).unwrap(), Verdict::Keep);
+        assert_eq!(verdict(&pod, &args(60), 560).unwrap(), Verdict::Remove);
+        // And once more.
+        assert_eq!(verdict(&pod, &args(60), 100).unwrap(), Verdict::Mark);
     }
 }

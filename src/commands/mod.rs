@@ -37,6 +37,8 @@ pub fn run_command(cli: Cli) -> Result<u8> {
     };
     match cli.command {
         Command::Run(args) => run::run(&args, &as_root()?),
+        Command::Prepare(args) => run::prepare(&args, &as_root()?),
+        Command::RunPrepared(args) => run::run_prepared(&args, &as_root()?),
         Command::List(args) => list::run(&args, &config()?),
         Command::Status(args) => status::run(&args, &config()?),
         Command::CatManifest(args) => cat_manifest::run(&args, &config()?),

@@ -52,6 +52,7 @@ fn stop_and_remove(dir: &PodDir, force: bool) -> Result<()> {
         Ok((PodState::Exited, _)) => dir.wait_until_dead()?,
         Ok(_) if force => stop(dir, FORCED_GRACE, true)?,
         Ok(_) => {}
+        Err(_) if force && dir.is_alive().unwrap_or(false) => stop(dir, FORCED_GRACE, true)?,
         Err(_) if force => {}
         Err(error) => return Err(error.into()),
     }

@@ -27,8 +27,8 @@ pub struct StopArgs {
     #[arg(value_name = "POD", required = true)]
     pub pods: Vec<String>,
     /// How long the apps may take before they are killed, such as 10s or 2m
-    #[arg(long, short, value_name = "TIME", default_value = "10s")]
-    pub time: Wait,
+    #[arg(long, short, alias = "time", value_name = "TIME", default_value = "10s")]
+    pub timeout: Wait,
     /// Kill the pod's process when the pod does not end in time, or cannot be asked to
     #[arg(long)]
     pub force: bool,
@@ -39,7 +39,8 @@ pub fn run(args: &StopArgs, config: &Config) -> Result<u8> {
     let pods = config.pods();
     let mut code = 0;
     for name in &args.pods {
-        let stopped = pods.find(name).map_err(anyhow::Error::from).and_then(|dir| stop(&dir, args.time.0, args.force));
+        let stopped =
+            pods.find(name).map_err(anyhow::Error::from).and_then(|dir| stop(&dir, args.timeout.0, args.force));
         if let Err(error) = stopped {
             report(&chain(&error));
             code = podvm_pod::exit::PODVM_ERROR;
@@ -50,7 +51,11 @@ pub fn run(args: &StopArgs, config: &Config) -> Result<u8> {
 
 /// Stops a pod and waits until its process is gone. One that does not run is stopped already.
 pub fn stop(dir: &PodDir, grace: Duration, force: bool) -> Result<()> {
-    let Some(process) = PodProcess::of(dir)? else { return Ok(()) };
+    let process = match PodProcess::of(dir) {
+        Ok(Some(process)) => process,
+        Ok(None) => return Ok(()),
+        Err(error) => return stop_unrecorded(dir, grace, error),
+    };
     let asked = SupervisorClient::of_pod(dir).stop(grace);
     if let Err(error) = &asked {
         // No supervisor that could be asked: it is not up yet, or hangs. The pod's own process can still end the pod.
@@ -70,6 +75,22 @@ pub fn stop(dir: &PodDir, grace: Duration, force: bool) -> Result<()> {
         return Ok(());
     }
     bail!("pod {}: its process is killed and still not gone; something in the kernel holds it", process.uuid)
+}
+
+/// Stops a pod whose records do not tell its process, as `error` says: its supervisor may still hear.
+fn stop_unrecorded(dir: &PodDir, grace: Duration, error: anyhow::Error) -> Result<()> {
+    if !dir.is_alive()? {
+        return Err(error);
+    }
+    SupervisorClient::of_pod(dir).stop(grace).map_err(|_| error)?;
+    let latest = Instant::now() + grace + MARGIN;
+    while dir.is_alive()? {
+        if Instant::now() > latest {
+            bail!("pod {} does not end, and its process is not on record; `ps` shows it", dir.uuid());
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
 }
 
 /// The process that is a pod, so held that its PID cannot come to mean another.

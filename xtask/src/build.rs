@@ -1,18 +1,22 @@
 //! `cargo xtask build`: podvm, the supervisor and the guest kernel, put together in `target/podvm/` as they are
-//! installed: `bin/podvm`, `lib/podvm/vmlinux`, `lib/podvm/initramfs.cpio`, `lib/podvm/supervisor`.
+//! installed: `bin/podvm`, `lib/podvm/vmlinux`, `lib/podvm/initramfs.cpio`, `lib/podvm/supervisor`. With `--faults` the like in
+//! `target/podvm-faults/`, of a podvm and a supervisor that can be made to die at every step (pod/src/fault.rs).
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail, ensure};
-use podvm_lab::agent::{static_build, target_directory, workspace};
+use podvm_lab::agent::{static_build, static_build_as, target_directory, workspace};
 use podvm_lab::initramfs::Archive;
 
 use crate::step::step;
 
 /// The supervisor is carried into every VM; more than this would show in every start.
 const SUPERVISOR_LIMIT: u64 = 2 << 20;
+
+/// What adds the fault points to a build.
+const FAULTS: [&str; 2] = ["--features", "fault-points"];
 
 /// What to build.
 #[derive(Clone, Copy, Default, clap::Args)]
@@ -21,6 +25,9 @@ pub struct Arguments {
     /// Build podvm without optimization: much faster to build, for trying things
     #[arg(long)]
     pub dev: bool,
+    /// Add the fault points of the tests of crashes.
+    #[arg(skip)]
+    pub faults: bool,
 }
 
 /// Where the parts are put together, whatever the target directory is: tests find them there.
@@ -28,13 +35,22 @@ pub fn prefix() -> PathBuf {
     workspace().join("target/podvm")
 }
 
+/// Where the podvm with fault points is.
+fn faults_prefix() -> PathBuf {
+    workspace().join("target/podvm-faults")
+}
+
 /// Builds everything and puts it together. Safe to repeat; what has not changed is not built again.
 pub fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let podvm = step("build podvm", || build_podvm(arguments))?;
-    let supervisor = step("build the supervisor", build_supervisor)?;
+    let (prefix, kind) = match arguments.faults {
+        false => (prefix(), ""),
+        true => (faults_prefix(), " with fault points"),
+    };
+    let podvm = step(&format!("build podvm{kind}"), || build_podvm(arguments))?;
+    let supervisor = step(&format!("build the supervisor{kind}"), || build_supervisor(arguments))?;
     let kernel = step("build the guest kernel", kernel)?;
-    step("put together target/podvm", || {
-        let (binaries, library) = (prefix().join("bin"), prefix().join("lib/podvm"));
+    step(&format!("put together {}", prefix.display()), || {
+        let (binaries, library) = (prefix.join("bin"), prefix.join("lib/podvm"));
         place(&binaries.join("podvm"), &read(&podvm)?, true)?;
         place(&library.join("vmlinux"), &read(&kernel.join("vmlinux"))?, false)?;
         let supervisor = read(&supervisor)?;
@@ -60,14 +76,23 @@ pub fn run_visibly(command: &mut Command) -> anyhow::Result<()> {
 fn build_podvm(arguments: Arguments) -> anyhow::Result<PathBuf> {
     let mut build = cargo();
     build.args(["build", "--package", "podvm"]);
-    if !arguments.dev {
+    let dev = arguments.dev || arguments.faults;
+    if !dev {
         build.arg("--release");
     }
+    if arguments.faults {
+        build.args(FAULTS);
+    }
     run_visibly(&mut build)?;
-    Ok(target_directory().join(if arguments.dev { "debug" } else { "release" }).join("podvm"))
+    Ok(target_directory().join(if dev { "debug" } else { "release" }).join("podvm"))
 }
 
-fn build_supervisor() -> anyhow::Result<PathBuf> {
+fn build_supervisor(arguments: Arguments) -> anyhow::Result<PathBuf> {
+    if arguments.faults {
+        let (mut build, path) = static_build_as("guest-init", "dev");
+        run_visibly(build.args(FAULTS))?;
+        return Ok(path);
+    }
     let (mut build, path) = static_build("guest-init");
     run_visibly(&mut build)?;
     let size = fs::metadata(&path).with_context(|| format!("cannot find {}", path.display()))?.len();

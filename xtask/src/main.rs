@@ -28,7 +28,14 @@ enum Command {
     /// Installs the Debian packages that the other commands need
     Setup,
     /// Builds podvm, the supervisor and the guest kernel into target/podvm
-    Build(build::Arguments),
+    Build {
+        /// How to build it.
+        #[command(flatten)]
+        arguments: build::Arguments,
+        /// Build the podvm for the tests of crashes, with fault points and without optimization, into target/podvm-faults
+        #[arg(long)]
+        faults: bool,
+    },
     /// Measures what booting a guest costs, beside QEMU's microvm
     Bench(bench::Arguments),
     /// Makes the images that tests and the demo run, in target/test-images
@@ -43,7 +50,9 @@ fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Setup => setup::run().map(|()| ExitCode::SUCCESS),
-        Command::Build(arguments) => build::run(arguments).map(|()| ExitCode::SUCCESS),
+        Command::Build { arguments, faults } => {
+            build::run(build::Arguments { faults, ..arguments }).map(|()| ExitCode::SUCCESS)
+        }
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Images => images::make_all().map(|()| ExitCode::SUCCESS),
         Command::Test(arguments) => test::run(&arguments),

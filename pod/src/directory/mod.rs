@@ -284,18 +284,18 @@ impl PodDir {
         Ok(manifest)
     }
 
-    /// Takes a prepared pod's lock, to run it.
+    /// Takes a prepared pod's lock, to run it behind the walls it was prepared for.
     ///
     /// # Errors
     /// [`DirectoryError::Alive`] when another process has it, [`DirectoryError::NotPrepared`] when it was started before; those
     /// of [`PodDir::manifest`] and [`PodDir::state`].
-    pub fn claim(&self) -> Result<(PreparedPod, Option<Stage1Kind>), DirectoryError> {
+    pub fn claim(&self) -> Result<(PreparedPod, Stage1Kind), DirectoryError> {
         let lock = match lock_exclusive(&self.path)? {
             Locking::Taken(lock) => lock,
             Locking::Held => return Err(DirectoryError::Alive(self.uuid)),
             Locking::Gone => return Err(DirectoryError::NotFound(self.uuid.to_string())),
         };
-        let Phase::Prepared { stage1 } = self.read_json(STATE)? else {
+        let Phase::Prepared { stage1: Some(stage1) } = self.read_json(STATE)? else {
             return Err(DirectoryError::NotPrepared(self.uuid));
         };
         Ok((PreparedPod { dir: self.clone(), manifest: self.manifest()?, lock }, stage1))

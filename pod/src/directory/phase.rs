@@ -21,7 +21,7 @@ const GARBAGE: &str = "garbage.json";
 pub enum Phase {
     /// Everything is resolved; nothing runs.
     Prepared {
-        /// The walls it was prepared for, if it is to be started later.
+        /// The walls it was prepared for, if it was left to be started later.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         stage1: Option<Stage1Kind>,
     },
@@ -110,10 +110,12 @@ impl PodDir {
         let phase: Phase = self.read_json(STATE)?;
         let state = match (&phase, alive) {
             (Phase::Exited { .. }, _) => PodState::Exited,
-            (Phase::Prepared { .. }, false) => PodState::Prepared,
+            (Phase::Prepared { stage1: Some(_) }, false) => PodState::Prepared,
             (Phase::Prepared { .. } | Phase::Starting { .. }, true) => PodState::Starting,
             (Phase::Running { .. }, true) => PodState::Running,
-            (Phase::Starting { .. } | Phase::Running { .. }, false) => PodState::Aborted,
+            (Phase::Prepared { stage1: None } | Phase::Starting { .. } | Phase::Running { .. }, false) => {
+                PodState::Aborted
+            }
         };
         Ok((state, phase))
     }

@@ -13,6 +13,7 @@ mod from_manifest;
 mod image;
 mod manifest;
 mod ports;
+mod prepared;
 mod reaper;
 mod volumes;
 
@@ -35,6 +36,7 @@ pub use app_arguments::AppArgs;
 pub use arguments::RunArgs;
 use error::PrepareError;
 use image::ImageSettings;
+pub use prepared::{RunPreparedArgs, prepare, run_prepared};
 
 use crate::commands::image::fetch::Fetcher;
 use crate::commands::image::open_store;
@@ -45,6 +47,15 @@ use crate::stage1::{Chosen, choose};
 
 /// Runs a pod; returns its exit code.
 pub fn run(args: &RunArgs, config: &Config) -> Result<u8> {
+    let (manifest, holds, stage1) = resolve_pod(args, config)?;
+    let uuid = manifest.uuid;
+    let uuid_file = args.uuid_file_save.as_ref().map(std::path::absolute).transpose()?;
+    let start = move |io| run_pod(args, config, stage1, manifest, holds, uuid_file.as_deref(), io);
+    start_pod(args.detach, uuid, start)
+}
+
+/// The pod that the command line describes, its images, held, and the walls it gets.
+fn resolve_pod(args: &RunArgs, config: &Config) -> Result<(PodManifest, Vec<ResolvedImage>, Stage1Kind)> {
     let store = open_store(config)?;
     let stage1 = choose(args.stage1.unwrap_or(config.stage1))?;
     let host = manifest::Host::this();
@@ -57,14 +68,15 @@ pub fn run(args: &RunArgs, config: &Config) -> Result<u8> {
     if !args.quiet {
         remarks(&stage1, &manifest).iter().for_each(|line| report(line));
     }
-    let stage1 = stage1.kind;
-    if stage1 == Stage1Kind::Ns {
+    if stage1.kind == Stage1Kind::Ns {
         suit_namespaces(&mut manifest, &store, &holds, config)?;
     }
-    let uuid = manifest.uuid;
-    let uuid_file = args.uuid_file_save.as_ref().map(std::path::absolute).transpose()?;
-    let start = move |io| run_pod(args, config, stage1, manifest, holds, uuid_file.as_deref(), io);
-    if args.detach {
+    Ok((manifest, holds, stage1.kind))
+}
+
+/// Starts a pod in this process, or in a child of it; returns its exit code, or 0 once the child's apps run.
+fn start_pod(detach: bool, uuid: Uuid, start: impl FnOnce(PodIo) -> Result<Outcome>) -> Result<u8> {
+    if detach {
         return detach::start(uuid, |ready| start(PodIo { attached: false, ready: Some(ready) }));
     }
     let outcome = start(PodIo { attached: true, ready: None })?;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-use crate::{Finished, Invocation, layout, prefix, stage1};
+use crate::{Finished, Invocation, layout, prefix, prefix_with_faults, stage1};
 
 /// Where the tests of one run keep the images they have imported: importing is slow under emulation.
 const SHARED_ROOT: &str = "/var/tmp/podvm-e2e";
@@ -15,6 +15,7 @@ const SHARED_ROOT: &str = "/var/tmp/podvm-e2e";
 /// An installed podvm with a state directory. Dropped, its pods are stopped and removed.
 pub struct Host {
     root: PathBuf,
+    prefix: PathBuf,
     /// Removes itself; `None` for the shared one.
     _own: Option<TempDir>,
     /// For volumes and whatever else a test writes.
@@ -25,13 +26,25 @@ impl Host {
     /// With the state that tests share, so that an image is imported once.
     pub fn new() -> Self {
         std::fs::create_dir_all(SHARED_ROOT).expect("the tests' state directory can be made");
-        Self { root: SHARED_ROOT.into(), _own: None, scratch: scratch() }
+        Self { root: SHARED_ROOT.into(), prefix: prefix(), _own: None, scratch: scratch() }
     }
 
     /// With an empty state of its own.
     pub fn empty() -> Self {
         let own = scratch();
-        Self { root: own.path().to_owned(), _own: Some(own), scratch: scratch() }
+        Self { root: own.path().to_owned(), prefix: prefix(), _own: Some(own), scratch: scratch() }
+    }
+
+    /// As [`Host::empty`], with a podvm that can be made to die at every step.
+    pub fn with_faults() -> Self {
+        let mut host = Self::empty();
+        host.prefix = prefix_with_faults();
+        host
+    }
+
+    /// As [`Host::empty`], with its state in this directory, which stays.
+    pub fn at(root: &Path) -> Self {
+        Self { root: root.into(), prefix: prefix(), _own: None, scratch: scratch() }
     }
 
     /// podvm's state directory.
@@ -60,7 +73,7 @@ impl Host {
         {
             all.insert(run + 1, format!("--stage1={}", stage1()).into());
         }
-        Invocation::new(prefix().join("bin/podvm"), all)
+        Invocation::new(self.prefix.join("bin/podvm"), all)
     }
 
     /// The reference of one of the tests' images, imported if it is not yet.

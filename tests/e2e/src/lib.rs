@@ -12,12 +12,16 @@
 
 mod host;
 mod invocation;
+mod private_host;
+mod snapshot;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 pub use host::Host;
 pub use invocation::{Finished, Invocation, Running};
+pub use private_host::on_private_host;
+pub use snapshot::Snapshot;
 
 /// Says why a test does not run here, and ends it. `cargo xtask test` counts it as skipped.
 #[macro_export]
@@ -42,6 +46,16 @@ fn workspace() -> &'static Path {
 /// podvm as it is installed, in the checkout: `target/podvm`.
 pub fn prefix() -> PathBuf {
     workspace().join("target/podvm")
+}
+
+/// The podvm that can be made to die at every step, in the checkout: `target/podvm-faults`.
+pub fn prefix_with_faults() -> PathBuf {
+    workspace().join("target/podvm-faults")
+}
+
+/// Whether the long forms of tests are wanted: `PODVM_E2E_NIGHTLY`, which `cargo xtask test --nightly` sets.
+pub fn is_nightly() -> bool {
+    std::env::var_os("PODVM_E2E_NIGHTLY").is_some()
 }
 
 /// The OCI layout directory of one of the tests' images (see podvm-lab's catalogue).

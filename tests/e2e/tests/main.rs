@@ -3,6 +3,7 @@
 //! What is in [`kvm`] or [`ns`] holds for that stage1 alone. All else holds for both, and is run once for each.
 
 mod bad_input;
+mod crash;
 mod etcd;
 mod kvm;
 mod life;

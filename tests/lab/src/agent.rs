@@ -23,10 +23,16 @@ pub fn target_directory() -> PathBuf {
 
 /// A cargo call that builds `package` as a static binary, and the path of that binary.
 pub fn static_build(package: &str) -> (Command, PathBuf) {
+    static_build_as(package, "supervisor")
+}
+
+/// As [`static_build`], by another of cargo's profiles.
+pub fn static_build_as(package: &str, profile: &str) -> (Command, PathBuf) {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(workspace()).env("RUSTFLAGS", STATIC_FLAGS);
-    cargo.args(["build", "--quiet", "--package", package, "--target", STATIC_TARGET, "--profile", "supervisor"]);
-    (cargo, target_directory().join(STATIC_TARGET).join("supervisor").join(package))
+    cargo.args(["build", "--quiet", "--package", package, "--target", STATIC_TARGET, "--profile", profile]);
+    let folder = if profile == "dev" { "debug" } else { profile };
+    (cargo, target_directory().join(STATIC_TARGET).join(folder).join(package))
 }
 
 /// The agent's binary, freshly built where its source has changed.

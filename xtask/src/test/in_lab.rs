@@ -21,6 +21,8 @@ pub struct Options {
     pub filter: Option<String>,
     /// How long one may take.
     pub test_limit: Duration,
+    /// Whether tests run in their long forms.
+    pub is_nightly: bool,
     /// The machine's memory.
     pub memory_mib: u32,
     /// Pass on what tests print, as they print it.
@@ -29,6 +31,8 @@ pub struct Options {
 
 /// The package whose tests are run for both stage1s, and the variable that tells them which.
 const BOTH_WALLS: (&str, &str) = ("podvm-e2e/e2e", "PODVM_E2E_STAGE1");
+/// The variable that asks for the long forms of tests.
+const NIGHTLY: &str = "PODVM_E2E_NIGHTLY";
 /// The stage1s. Tests that hold for one alone are in a module of its name.
 const STAGE1S: [&str; 2] = ["kvm", "ns"];
 
@@ -162,6 +166,7 @@ fn run_one(session: &mut Session, test: &Test<'_>, options: &Options) -> (Outcom
         Some(stage1) => command.env(BOTH_WALLS.1, stage1),
         None => command,
     };
+    let command = if options.is_nightly { command.env(NIGHTLY, "1") } else { command };
     let mut all = Vec::new();
     let ended = session.run(command, &mut |stream, bytes| {
         all.extend_from_slice(bytes);

@@ -17,6 +17,9 @@ use crate::step::{seconds, step};
 use crate::{build, images, setup};
 use tally::Tally;
 
+/// How many times as long a test in its long form may take.
+const NIGHTLY_FACTOR: u32 = 10;
+
 /// Which tests to run.
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -35,6 +38,9 @@ pub struct Arguments {
     /// Seconds that one test in the lab may take
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     test_time_limit: u64,
+    /// Run the long forms of tests that have one: hundreds of kills instead of dozens
+    #[arg(long)]
+    nightly: bool,
     /// The lab machine's memory in MiB
     #[arg(long, value_name = "MIB", default_value_t = 4096)]
     memory: u32,
@@ -75,6 +81,7 @@ fn run_in_lab(arguments: &Arguments, tally: &mut Tally) {
     let prepare = || -> anyhow::Result<()> {
         if !arguments.no_build {
             build::run(arguments.build)?;
+            build::run(build::Arguments { faults: true, ..arguments.build })?;
         }
         step("make the tests' images", images::make_all)
     };
@@ -84,7 +91,8 @@ fn run_in_lab(arguments: &Arguments, tally: &mut Tally) {
     }
     let options = in_lab::Options {
         filter: arguments.filter.clone(),
-        test_limit: Duration::from_secs(arguments.test_time_limit),
+        test_limit: Duration::from_secs(arguments.test_time_limit) * if arguments.nightly { NIGHTLY_FACTOR } else { 1 },
+        is_nightly: arguments.nightly,
         memory_mib: arguments.memory,
         show_output: arguments.nocapture,
     };
