@@ -33,6 +33,6 @@ pub use reference::Reference;
 pub use registry::{Registries, RegistryError};
 pub use source::ImageSource;
 pub use store::{
-    Collected, FetchOptions, Image, ImportOptions, Imported, Layer, Origin, Problem, Removed, ResolvedImage, Step,
-    Store, StoreError, Uses,
+    Collected, Exported, FetchOptions, Image, ImportOptions, Imported, Layer, LayerPacking, Origin, Problem, Removed,
+    ResolvedImage, Step, Store, StoreError, Uses,
 };

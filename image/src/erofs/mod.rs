@@ -5,6 +5,7 @@
 //! archive always gives the same bytes. File data goes straight to the image; memory holds only names,
 //! inodes and attributes, within [`Limits`].
 
+mod archive;
 mod dirents;
 mod error;
 mod image;
@@ -23,6 +24,7 @@ mod xattr;
 use std::fs::File;
 use std::io::{self, Read};
 
+pub use archive::write_tar;
 pub use error::{BuildError, EntryError};
 pub use limits::{Limits, MAX_FILE, MAX_NAME, MAX_PATH, MAX_SYMLINK};
 pub use output::image_digest;

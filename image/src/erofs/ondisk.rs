@@ -12,9 +12,9 @@ pub const BLOCK_BITS: u32 = 12;
 /// Inodes lie on multiples of this; their number (nid) counts in it.
 pub const SLOT: u64 = 32;
 /// Where the superblock lies within block 0.
-const SUPER_OFFSET: usize = 1024;
+pub const SUPER_OFFSET: usize = 1024;
 const SUPER_SIZE: usize = 128;
-const MAGIC: u32 = 0xE0F5_E1E2;
+pub const MAGIC: u32 = 0xE0F5_E1E2;
 /// Compatible features: a checksum over the superblock; inode times are those of the last change.
 const FEATURE_CHECKSUM: u32 = 0x1;
 const FEATURE_MTIME: u32 = 0x2;

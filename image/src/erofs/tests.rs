@@ -5,7 +5,7 @@ use std::io::{Read, Seek};
 use proptest::prelude::*;
 
 use super::reader::{self, File, Files};
-use super::{Limits, build, image_digest};
+use super::{Limits, build, image_digest, write_tar};
 use crate::tar::Timestamp;
 use crate::tar::builder::{Member, archive, seal};
 
@@ -286,6 +286,59 @@ fn a_directory_of_many_blocks_is_sorted_and_whole() {
     assert_eq!(files.len(), names.len() + 2);
 }
 
+/// Takes so many bytes and no more: a damaged image may have files of any size.
+struct Bounded(usize);
+
+impl std::io::Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0 = self.0.checked_sub(bytes.len()).ok_or(std::io::ErrorKind::StorageFull)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// An image made from the archive that an image was made into.
+fn there_and_back(image: &[u8]) -> Vec<u8> {
+    let mut file = tempfile::tempfile().unwrap();
+    std::io::Write::write_all(&mut file, image).unwrap();
+    let mut tar = Vec::new();
+    write_tar(&file, &mut tar).unwrap();
+    try_build(&tar, &Limits::default()).unwrap()
+}
+
+/// All that users see of files, and which are one file.
+fn seen(files: Files) -> Vec<(Vec<u8>, File, usize)> {
+    let nids: Vec<u64> = files.values().map(|file| file.nid).collect();
+    let first = |nid| nids.iter().position(|other| *other == nid).unwrap();
+    files.into_iter().map(|(path, file)| (path, File { nid: 0, layout: 0, ..file.clone() }, first(file.nid))).collect()
+}
+
+#[test]
+fn an_image_made_into_an_archive_and_back_is_the_same() {
+    let members = [
+        Member { mode: 0o1700, ..Member::directory("./") },
+        Member::file("dir/.wh.gone", ""),
+        Member::file("dir/.wh..wh..opq", ""),
+        Member::file("dir/file", vec![1; 9000]).record("SCHILY.xattr.user.a", "1").record("mtime", "-1.5"),
+        Member::hard_link("link", "dir/file"),
+        Member::hard_link("another", "dir/file"),
+        Member::symlink("long", "t/".repeat(2000)),
+        Member { device: (1, 3), ..Member::new("null", b'3') },
+        Member { device: (8, 1), ..Member::new("disk", b'4') },
+        Member::new("pipe", b'6'),
+        Member::file("n".repeat(200), "x"),
+        Member::file("s", b"headtail").record("GNU.sparse.size", "300000").record("GNU.sparse.map", "0,4,299996,4"),
+        Member::directory("e").record("SCHILY.acl.default", "user::rwx,group::r-x,user:7:rw-,mask::rwx,other::---"),
+    ];
+    let image = try_build(&archive(&members), &Limits::default()).unwrap();
+    let again = there_and_back(&image);
+    assert_eq!(seen(reader::read(&again)), seen(reader::read(&image)));
+    assert_eq!(there_and_back(&again), again, "and from then on nothing changes");
+}
+
 /// A tree of random files with all they can have.
 fn any_members() -> impl Strategy<Value = Vec<Member>> {
     let xattr = ("user\\.[a-z]{1,8}", proptest::collection::vec(any::<u8>(), 0..300));
@@ -364,6 +417,29 @@ proptest! {
                 }
             }
         }
+    }
+
+    #[test]
+    fn generated_images_come_back_from_archives(members in any_members()) {
+        let image = try_build(&archive(&members), &Limits::default()).unwrap();
+        prop_assert_eq!(seen(reader::read(&there_and_back(&image))), seen(reader::read(&image)));
+    }
+
+    #[test]
+    fn damaged_images_are_answered_without_panic(
+        members in any_members(),
+        damage in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 1..20),
+    ) {
+        let mut image = try_build(&archive(&members), &Limits::default()).unwrap();
+        for (at, byte) in damage {
+            // The data area is the least interesting.
+            let at = at.index(image.len().min(20_000));
+            let end = image.len() - 1;
+            image[end - at] = byte;
+        }
+        let mut file = tempfile::tempfile().unwrap();
+        std::io::Write::write_all(&mut file, &image).unwrap();
+        let _ = write_tar(&file, Bounded(4 << 20));
     }
 
     #[test]

@@ -28,6 +28,16 @@ pub fn prefix(number: u8) -> Option<&'static [u8]> {
 /// `user.overlay.opaque` where it is mounted in a user namespace, whose root may not see the first.
 const OPAQUE: ([u8; 2], &[u8]) = ([4, 1], b"overlay.opaque");
 
+/// What stands for a prefix's number.
+pub fn prefix_of(index: u8) -> Option<&'static [u8]> {
+    PREFIXES.iter().find(|(_, known)| *known == index).map(|(prefix, _)| *prefix)
+}
+
+/// Whether an attribute is one of those that [`Xattrs::set_opaque`] sets.
+pub fn is_opaque_mark(index: u8, name: &[u8]) -> bool {
+    OPAQUE.0.contains(&index) && name == OPAQUE.1
+}
+
 /// The attributes of one inode.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Xattrs(BTreeMap<Name, Box<[u8]>>);

@@ -19,6 +19,7 @@
 //! pod is recorded, and taken alone by removals.
 
 mod error;
+mod export;
 mod fetch;
 mod import;
 mod layer;
@@ -37,6 +38,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 pub use error::StoreError;
+pub use export::{Exported, LayerPacking};
 pub use fetch::{FetchOptions, Origin};
 pub use import::{ImportOptions, Imported};
 pub use lookup::{Image, Layer, ResolvedImage, Step};

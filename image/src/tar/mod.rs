@@ -12,6 +12,7 @@ mod input;
 mod pax;
 mod reader;
 mod sparse;
+mod writer;
 
 use std::io;
 
@@ -20,6 +21,7 @@ pub(crate) use input::{Seekable, Streamed, TarInput};
 pub(crate) use pax::parse_time;
 pub(crate) use reader::TarReader;
 pub use sparse::Segment;
+pub(crate) use writer::TarWriter;
 
 /// Size of a tar block: a header, and the unit that data is padded to.
 pub(crate) const BLOCK: usize = 512;

@@ -1,5 +1,6 @@
 //! `podvm image`: the images that pods are made from.
 
+mod export;
 pub mod fetch;
 mod gc;
 mod history;
@@ -39,6 +40,8 @@ pub enum ImageCommand {
     History(history::HistoryArgs),
     /// Print an image's manifest as it came
     CatManifest(manifest::CatManifestArgs),
+    /// Write an image as an OCI layout or an archive of one
+    Export(export::ExportArgs),
     /// Check that all images are what they were when they came
     Verify(verify::VerifyArgs),
     /// Remove images
@@ -59,6 +62,7 @@ pub fn run(command: &ImageCommand, config: &Config) -> Result<u8> {
         ImageCommand::Inspect(args) => inspect::run(args, &store),
         ImageCommand::History(args) => history::run(args, &store),
         ImageCommand::CatManifest(args) => manifest::run(args, &store),
+        ImageCommand::Export(args) => export::run(args, &store),
         ImageCommand::Verify(args) => verify::run(args, &store),
         ImageCommand::Rm(args) => Ok(rm::run(args, &store, &config.pods())),
         ImageCommand::Gc(args) => gc::run(args, &store, &config.pods()),

@@ -1,6 +1,7 @@
 //! The store as its users see it.
 
 mod crash;
+mod export;
 mod import;
 mod lookup;
 mod removal;
