@@ -7,11 +7,15 @@
 //! | [`smaps`] | what a monitor holds of memory beside its guest's |
 //! | [`kvm_stats`] | what KVM counted for a guest |
 //! | [`promise`] | the limits that podvm keeps |
+//! | [`images`] | what fetching is measured with: images, and a registry |
+//! | [`process`] | a command's wall time and memory |
 //! | [`report`] | the figures as tables |
 
+pub mod images;
 pub mod init_marker;
 pub mod kvm_stats;
 pub mod monitor;
+pub mod process;
 pub mod promise;
 pub mod report;
 pub mod smaps;

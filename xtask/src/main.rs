@@ -3,6 +3,7 @@
 mod bench;
 mod build;
 mod demo;
+mod image_bench;
 mod images;
 mod lab;
 mod setup;
@@ -38,6 +39,8 @@ enum Command {
     },
     /// Measures what booting a guest costs, beside QEMU's microvm
     Bench(bench::Arguments),
+    /// Measures what fetching images costs, beside podman
+    ImageBench(image_bench::Arguments),
     /// Makes the images that tests and the demo run, in target/test-images
     Images,
     /// Sets up, builds and runs all tests; the last line counts them
@@ -54,6 +57,7 @@ fn main() -> ExitCode {
             build::run(build::Arguments { faults, ..arguments }).map(|()| ExitCode::SUCCESS)
         }
         Command::Bench(arguments) => bench::run(&arguments),
+        Command::ImageBench(arguments) => image_bench::run(&arguments),
         Command::Images => images::make_all().map(|()| ExitCode::SUCCESS),
         Command::Test(arguments) => test::run(&arguments),
         Command::Lab(arguments) => lab::run(arguments),

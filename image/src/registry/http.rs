@@ -2,10 +2,10 @@
 //!
 //! Redirects are followed here and not by the HTTP library, since what is shown to one origin is not for another.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -14,13 +14,20 @@ use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, Body};
 
 use super::error::RegistryError;
-use super::settings::{HostSettings, Insecure, Patience};
+use super::settings::{HostSettings, Insecure, Patience, RegistrySettings};
 use super::url::Url;
 
 /// Most redirects from one request.
 const MAX_REDIRECTS: u32 = 5;
 /// Size of the buffer that answers are read into.
 const INPUT_BUFFER: usize = 256 * 1024;
+/// Where systems have all their certificates in one file: Debian and its kin, Fedora and its kin, openSUSE, Alpine.
+const BUNDLES: [&str; 4] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+];
 /// Largest message of a registry that is looked at.
 const MAX_MESSAGE: u64 = 64 * 1024;
 
@@ -92,18 +99,16 @@ pub struct Http {
     pub patience: Patience,
     /// Left out with all hosts.
     insecure: Vec<Insecure>,
-    hosts: std::collections::BTreeMap<String, HostSettings>,
+    hosts: BTreeMap<String, HostSettings>,
+    /// Trusted instead of the system's.
+    ca: Option<PathBuf>,
     agents: Mutex<HashMap<Trust, Agent>>,
-    system: OnceLock<Vec<Certificate<'static>>>,
 }
 
 impl Http {
-    pub fn new(
-        patience: Patience,
-        insecure: Vec<Insecure>,
-        hosts: std::collections::BTreeMap<String, HostSettings>,
-    ) -> Self {
-        Self { patience, insecure, hosts, agents: Mutex::default(), system: OnceLock::new() }
+    pub fn new(patience: Patience, insecure: Vec<Insecure>, settings: &RegistrySettings) -> Self {
+        let (hosts, ca) = (settings.hosts.clone(), settings.ca.clone());
+        Self { patience, insecure, hosts, ca, agents: Mutex::default() }
     }
 
     /// Whether a check is left out with this host.
@@ -129,7 +134,10 @@ impl Http {
             Trust::Plain => tls,
             Trust::Anyone => tls.disable_verification(true).root_certs(RootCerts::Specific(Arc::default())),
             Trust::System(own) => {
-                let mut certificates = self.system.get_or_init(system_certificates).clone();
+                let mut certificates = match &self.ca {
+                    Some(path) => certificates_in(path)?,
+                    None => system_certificates()?,
+                };
                 if let Some(path) = own {
                     certificates.extend(certificates_in(path)?);
                 }
@@ -293,10 +301,14 @@ fn explain(url: &Url, error: &ureq::Error) -> (RegistryError, bool) {
     }
 }
 
-/// What the system trusts. A file of it that cannot be read is as if it were not there.
-fn system_certificates() -> Vec<Certificate<'static>> {
+/// What the system trusts. Where all of it is in one file, the directory of single files is not read.
+fn system_certificates() -> Result<Vec<Certificate<'static>>, RegistryError> {
+    if let Some(bundle) = BUNDLES.iter().map(Path::new).find(|bundle| bundle.exists()) {
+        return certificates_in(bundle);
+    }
+    // A file that cannot be read is as if it were not there.
     let loaded = rustls_native_certs::load_native_certs();
-    loaded.certs.iter().map(|der| Certificate::from_der(der.as_ref()).to_owned()).collect()
+    Ok(loaded.certs.iter().map(|der| Certificate::from_der(der.as_ref()).to_owned()).collect())
 }
 
 fn certificates_in(path: &Path) -> Result<Vec<Certificate<'static>>, RegistryError> {

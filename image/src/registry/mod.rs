@@ -52,7 +52,7 @@ impl Registries {
         insecure: Vec<Insecure>,
         patience: Patience,
     ) -> Self {
-        let http = Arc::new(Http::new(patience, insecure, settings.hosts.clone()));
+        let http = Arc::new(Http::new(patience, insecure, &settings));
         Self { http, settings, credentials }
     }
 

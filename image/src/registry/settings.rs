@@ -33,13 +33,15 @@ pub struct RegistrySettings {
     pub search: Vec<String>,
     /// When images are asked for that may be stored already.
     pub pull_policy: PullPolicy,
+    /// Certificates in PEM form of all authorities that are trusted, instead of the system's.
+    pub ca: Option<PathBuf>,
     /// What is particular to single registries, by host and port as image names have them.
     pub hosts: BTreeMap<String, HostSettings>,
 }
 
 impl Default for RegistrySettings {
     fn default() -> Self {
-        Self { search: vec![DEFAULT_SEARCH.to_owned()], pull_policy: PullPolicy::New, hosts: BTreeMap::new() }
+        Self { search: vec![DEFAULT_SEARCH.to_owned()], pull_policy: PullPolicy::New, ca: None, hosts: BTreeMap::new() }
     }
 }
 

@@ -91,7 +91,9 @@ impl RegistryArgs {
             }
         }
         let credentials = Credentials { files: credential_files(|name| env::var_os(name)) };
-        Registries::new(config.registries.clone(), credentials, insecure, Patience::default())
+        let mut settings = config.registries.clone();
+        settings.ca = env::var_os("SSL_CERT_FILE").filter(|file| !file.is_empty()).map(PathBuf::from).or(settings.ca);
+        Registries::new(settings, credentials, insecure, Patience::default())
     }
 }
 

@@ -14,6 +14,7 @@ mod ns;
 mod pods;
 mod postgres;
 mod redis;
+mod registry;
 mod rootless;
 mod run;
 mod settings;

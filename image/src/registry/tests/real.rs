@@ -56,7 +56,7 @@ impl Registry {
         let path = std::env::var_os("PATH").unwrap_or_default();
         let is_there = |name: &&str| std::env::split_paths(&path).any(|folder| folder.join(name).exists());
         if let Some(missing) = PROGRAMS.iter().find(|name| !is_there(name)) {
-            eprintln!("skipped: {missing} is not installed; `cargo xtask setup` brings it");
+            println!("skipped: {missing} is not installed; `cargo xtask setup` brings it");
             return None;
         }
         let directory = tempfile::tempdir().unwrap();
