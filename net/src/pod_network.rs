@@ -161,7 +161,7 @@ impl PodNetwork {
     }
 
     fn create_user_mode(request: &NetworkRequest) -> Result<Self, CreateError> {
-        user_mode::check_ports(&request.ports)?;
+        user_mode::check_ports(request)?;
         let (dns, hosts) = (pod_dns(&request.dns, &NetworkMode::Default), request.hosts.clone());
         // pasta's own sockets are the host's, so it is started from there; and there is no way back for this process.
         let namespace = match &request.namespace {

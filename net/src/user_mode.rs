@@ -15,6 +15,7 @@ use podvm_pod::manifest::{Protocol, PublishedPort};
 use podvm_pod::protocol::InterfaceSpec;
 
 use crate::link::mac_of;
+use crate::pod_network::CreateError;
 use crate::port;
 use crate::request::{Endpoint, NetworkRequest};
 
@@ -42,6 +43,9 @@ pub enum UserModeError {
     /// It is there and does nothing.
     #[error("pasta did not set the pod's network up within {} s", PATIENCE.as_secs())]
     Silent,
+    /// pasta hands connections to the host's loopback to the namespace's own, past the VM.
+    #[error("an ordinary user's VM cannot publish ports; use --stage1=ns, or run podvm as root")]
+    PortsOfVm,
     /// A descriptor or file.
     #[error("the pod's network cannot be made: {0}")]
     Io(#[from] io::Error),
@@ -144,9 +148,12 @@ impl Pasta {
     }
 }
 
-/// Says of ports that are in use what is said of everybody's.
-pub(crate) fn check_ports(ports: &[PublishedPort]) -> Result<(), port::PortError> {
-    port::forwards(ports, false)?.iter().try_for_each(port::check)
+/// Finds out whether pasta can publish the pod's ports, for it does not say itself which one it cannot.
+pub(crate) fn check_ports(request: &NetworkRequest) -> Result<(), CreateError> {
+    if request.endpoint == Endpoint::Vm && !request.ports.is_empty() {
+        return Err(UserModeError::PortsOfVm.into());
+    }
+    Ok(port::forwards(&request.ports, false)?.iter().try_for_each(port::check)?)
 }
 
 fn forwards(protocol: Protocol, option: &str, ports: &[PublishedPort]) -> Vec<String> {

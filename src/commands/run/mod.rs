@@ -57,7 +57,9 @@ pub fn run(args: &RunArgs, config: &Config) -> Result<u8> {
 /// The pod that the command line describes, its images, held, and the walls it gets.
 fn resolve_pod(args: &RunArgs, config: &Config) -> Result<(PodManifest, Vec<ResolvedImage>, Stage1Kind)> {
     let store = open_store(config)?;
-    let stage1 = choose(args.stage1.unwrap_or(config.stage1))?;
+    let publishes = config.is_unprivileged && !args.ports.is_empty();
+    let hindrance = publishes.then_some("an ordinary user's VM cannot publish ports");
+    let stage1 = choose(args.stage1.unwrap_or(config.stage1), hindrance)?;
     let host = manifest::Host::this();
     let (mut manifest, holds) = match &args.pod_manifest {
         Some(path) => from_manifest::read(path, &store, &host, stage1.kind)?,

@@ -129,6 +129,13 @@ fn an_ordinary_users_pod_serves_at_the_host_and_goes_whole() {
     let host = Host::new();
     let user = User::new(&host);
     let _route = DefaultRoute::new();
+    if stage1() == "kvm" {
+        let refused = user.shell("run --port 80:7021 busybox -- true").run().expect_code(254);
+        refused.expect_stderr("--stage1=ns");
+        reaches_the_host(&user);
+        return;
+    }
+    reaches_the_host(&user);
     let serve = "run --quiet --detach --port 80:127.0.0.1:7021 busybox -- sh -c \
                  'mkdir /www; echo here > /www/index.html; exec httpd -f -p 80 -h /www'";
     let uuid = user.shell(serve).run().expect_code(0).stdout.trim().to_owned();
@@ -153,6 +160,21 @@ fn an_ordinary_users_pod_serves_at_the_host_and_goes_whole() {
     user.shell("podvm gc --grace-period 0s").run().expect_code(0).expect_stdout(&uuid);
     assert_eq!(user.shell("podvm gc --grace-period 0s").run().expect_code(0).stdout, "");
     assert_eq!(fs::read_dir(user.state().join("pods")).unwrap().count(), 0);
+}
+
+/// A pod's connection to the host's own address.
+fn reaches_the_host(user: &User<'_>) {
+    let route = Invocation::new("ip", ["-4", "route", "get", "192.0.2.1"]).run().expect_code(0).stdout;
+    let address = route.split_whitespace().skip_while(|word| *word != "src").nth(1).expect("a route has a source");
+    let listener = std::net::TcpListener::bind((address, 7022)).unwrap();
+    let answer = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        std::io::Write::write_all(&mut stream, b"hello from the host\n").unwrap();
+    });
+    let script = format!("nc -w 60 {address} 7022 < /dev/null");
+    let finished = user.shell(&format!("run --rm busybox -- sh -c '{script}'")).run();
+    finished.expect_code(0).expect_stdout("hello from the host");
+    answer.join().unwrap();
 }
 
 #[test]
