@@ -33,6 +33,9 @@ pub struct PodSummary {
     /// Its process at the host, while it lives.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pid: Option<i32>,
+    /// Since when it is marked as garbage, if it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub garbage_since: Option<String>,
     /// Its exit code, when it has ended.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<u8>,
@@ -78,6 +81,7 @@ impl PodSummary {
             created: Timestamp::from_seconds(manifest.created).to_string(),
             started: None,
             finished: None,
+            garbage_since: dir.garbage_since().map(|since| Timestamp::from_seconds(since).to_string()),
             stage1: None,
             pid: None,
             exit_code: None,

@@ -13,13 +13,12 @@ use super::{DirectoryError, PodDir, io_error};
 impl PodDir {
     pub(super) fn read_json<T: serde::de::DeserializeOwned>(&self, name: &str) -> Result<T, DirectoryError> {
         let path = self.path.join(name);
-        let bytes = match fs::read(&path) {
+        let bytes = fs::read(&path).map_err(|error| match fs::symlink_metadata(&self.path) {
+            Ok(found) if !found.is_dir() => DirectoryError::NoDirectory { path: self.path.clone() },
+            Ok(_) if error.kind() == io::ErrorKind::NotFound => DirectoryError::Missing { path: path.clone() },
             // A pod that is gone lacks no file.
-            Err(error) if error.kind() == io::ErrorKind::NotFound && self.path.exists() => {
-                return Err(DirectoryError::Missing { path });
-            }
-            other => other.map_err(io_error(&path))?,
-        };
+            _ => io_error(&path)(error),
+        })?;
         serde_json::from_slice(&bytes).map_err(|source| DirectoryError::Damaged { path, source })
     }
 

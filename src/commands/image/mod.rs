@@ -19,7 +19,7 @@ use std::path::Path;
 use anyhow::Result;
 use podvm_image::{Digest, Store, StoreError, Uses};
 use podvm_pod::PodsRoot;
-use podvm_pod::directory::PodState;
+use podvm_pod::directory::{DirectoryError, PodState};
 
 use crate::config::Config;
 
@@ -81,6 +81,7 @@ pub fn uses(pods: &PodsRoot) -> io::Result<Uses> {
     for dir in pods.list().map_err(io::Error::other)? {
         let is_needed = match dir.state() {
             Ok((state, _)) => !matches!(state, PodState::Exited | PodState::Aborted),
+            Err(DirectoryError::NoDirectory { .. }) => false,
             Err(_) => dir.is_alive().map_err(io::Error::other)?,
         };
         if !is_needed {

@@ -1,7 +1,9 @@
 //! Whatever is killed, at whatever moment: a collection brings the host back to what it was.
 
+mod directories;
 mod moments;
 mod points;
+mod together;
 
 use std::fs;
 use std::path::PathBuf;

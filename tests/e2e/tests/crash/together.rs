@@ -1,0 +1,141 @@
+//! Many at once: pods, collections, removals, and two that want the same.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use podvm_e2e::{Host, Invocation, Running, Snapshot, on_private_host, stage1, wait_for};
+
+use super::A_WHILE;
+
+/// First port of the host that is published.
+const FIRST_PORT: u16 = 7100;
+
+/// How many pods run at once; an emulated machine has room for few VMs.
+fn many() -> u16 {
+    if stage1() == "ns" { 50 } else { 3 }
+}
+
+fn get(port: u16) -> Option<String> {
+    let url = format!("http://127.0.0.1:{port}/");
+    let answer = Invocation::new("curl", ["-sf", "-m", "10", &url]).run();
+    answer.status.success().then_some(answer.stdout)
+}
+
+#[test]
+fn many_pods_start_at_once_and_answer_and_stop_and_leave_nothing() {
+    if !on_private_host("crash::together::many_pods_start_at_once_and_answer_and_stop_and_leave_nothing", 5 * A_WHILE) {
+        return;
+    }
+    let host = Host::empty();
+    let image = host.image("busybox");
+    host.podvm(["run", "--rm", &image, "--", "true"]).run().expect_code(0);
+    wait_for("the first pod is removed", A_WHILE, || host.pods().is_empty().then_some(()));
+    host.gc().expect_code(0);
+    std::thread::sleep(Duration::from_millis(500));
+    let before = Snapshot::take(&host);
+
+    let server = |number: u16| format!("mkdir /www; echo pod {number} > /www/index.html; exec httpd -f -p 80 -h /www");
+    let starts: Vec<Running> = (0..many())
+        .map(|number| {
+            let (port, script) = (format!("80:{}", FIRST_PORT + number), server(number));
+            let words = ["run", "--detach", "--disk", "32M", "--port", &port, &image, "--memory", "32M", "--", "sh", "-c", &script];
+            host.podvm(words).spawn()
+        })
+        .collect();
+    let mut uuids: Vec<String> =
+        starts.into_iter().map(|start| start.wait(A_WHILE).expect_code(0).stdout.trim().to_owned()).collect();
+    for number in 0..many() {
+        let answer = wait_for("the pod answers", A_WHILE, || get(FIRST_PORT + number));
+        assert_eq!(answer, format!("pod {number}\n"));
+    }
+    uuids.sort();
+    let mut listed = host.pods();
+    listed.sort();
+    assert_eq!(listed, uuids);
+
+    let words = ["stop", "--timeout", "0s"].into_iter().chain(uuids.iter().map(String::as_str));
+    host.podvm(words).time_limit(5 * A_WHILE).run().expect_code(0);
+    let removed = host.gc().expect_code(0);
+    assert_eq!(removed.stdout.lines().filter(|line| uuids.iter().any(|uuid| uuid == line)).count(), uuids.len());
+    before.expect_again(&host, Duration::from_secs(30), "all pods have ended");
+    assert_eq!(host.gc().expect_code(0).stdout, "");
+}
+
+#[test]
+fn of_two_pods_that_want_one_port_the_second_is_refused() {
+    let host = Host::empty();
+    let image = host.image("busybox");
+    let words = ["run", "--port", "80:7090", &image, "--", "sh", "-c", "echo up; exec sleep 600"];
+    let mut first = host.podvm(words).spawn();
+    first.wait_for_stdout("up", A_WHILE);
+    let second = host.podvm(words).run().expect_code(254).expect_stderr("7090").expect_stderr("in use");
+    assert_eq!(second.stderr.trim_end().lines().count(), 1, "{second}");
+    assert_eq!(host.pods().len(), 1, "a half-made pod is left");
+    first.signal(Signal::SIGTERM);
+    first.wait(A_WHILE);
+    // It is free at once.
+    let mut third = host.podvm(words).spawn();
+    third.wait_for_stdout("up", A_WHILE);
+    third.signal(Signal::SIGTERM);
+    third.wait(A_WHILE);
+}
+
+#[test]
+fn two_pods_share_a_volume_and_a_uuid_file_names_the_later() {
+    let host = Host::empty();
+    let image = host.image("busybox");
+    let (volume, file) = (host.directory("volume"), host.directory("files").join("uuid"));
+    let source = format!("v,kind=host,source={}", volume.display());
+    let run = |script: &str| {
+        let words = ["run", "--net=none", "--volume", &source, "--uuid-file-save", file.to_str().unwrap(), &image];
+        host.podvm(words).arg("--mount").arg("volume=v,target=/v").arg("--").arg("sh").arg("-c").arg(script).spawn()
+    };
+    let one = run("echo one > /v/one; until test -e /v/other; do sleep 0.1; done");
+    let other = run("echo other > /v/other; until test -e /v/one; do sleep 0.1; done");
+    one.wait(A_WHILE).expect_code(0);
+    other.wait(A_WHILE).expect_code(0);
+    let named = fs::read_to_string(&file).unwrap();
+    assert!(host.pods().contains(&named), "{named:?} is no pod");
+    assert_eq!(fs::read_dir(file.parent().unwrap()).unwrap().count(), 1, "something is left beside the file");
+}
+
+#[test]
+fn collections_and_starts_at_once_disturb_nobody() {
+    let host = Host::empty();
+    let image = host.image("busybox");
+    let rounds = if stage1() == "ns" { 10 } else { 1 };
+    for _ in 0..rounds {
+        let pods: Vec<Running> =
+            (0..4).map(|_| host.podvm(["run", "--disk", "32M", &image, "--", "sh", "-c", "echo fine"]).spawn()).collect();
+        let collections: Vec<Running> =
+            (0..4).map(|_| host.podvm(["gc", "--grace-period", "0s", "--expire-prepared", "0s"]).spawn()).collect();
+        let lists: Vec<Running> = (0..4).map(|_| host.podvm(["list"]).spawn()).collect();
+        for pod in pods {
+            pod.wait(A_WHILE).expect_code(0).expect_stdout("fine");
+        }
+        for call in collections.into_iter().chain(lists) {
+            let finished = call.wait(A_WHILE).expect_code(0);
+            assert_eq!(finished.stderr, "", "{finished}");
+        }
+    }
+    host.gc().expect_code(0);
+    assert!(host.pods().is_empty());
+}
+
+#[test]
+fn a_running_pod_is_removed_only_by_force_and_once() {
+    let host = Host::empty();
+    let image = host.image("busybox");
+    let words = ["run", "--detach", &image, "--", "sleep", "600"];
+    let uuid = host.podvm(words).run().expect_code(0).stdout.trim().to_owned();
+    host.podvm(["rm", &uuid]).run().expect_code(254).expect_stderr("is running").expect_stderr("podvm stop");
+    assert_eq!(host.pods(), [uuid.as_str()]);
+    let removals: Vec<Running> = (0..3).map(|_| host.podvm(["rm", "--force", &uuid]).spawn()).collect();
+    let codes: Vec<_> = removals.into_iter().map(|removal| removal.wait(A_WHILE).status.code()).collect();
+    // Who comes when it is gone finds no pod of that name.
+    assert!(codes.contains(&Some(0)), "{codes:?}");
+    assert!(host.pods().is_empty());
+    assert!(!Path::new(host.root()).join("pods").join(&uuid).exists());
+}
