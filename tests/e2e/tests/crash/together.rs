@@ -40,7 +40,10 @@ fn many_pods_start_at_once_and_answer_and_stop_and_leave_nothing() {
     let starts: Vec<Running> = (0..many())
         .map(|number| {
             let (port, script) = (format!("80:{}", FIRST_PORT + number), server(number));
-            let words = ["run", "--detach", "--disk", "32M", "--port", &port, &image, "--memory", "32M", "--", "sh", "-c", &script];
+            let words = [
+                "run", "--detach", "--disk", "32M", "--port", &port, &image, "--memory", "32M", "--", "sh", "-c",
+                &script,
+            ];
             host.podvm(words).spawn()
         })
         .collect();
@@ -107,8 +110,9 @@ fn collections_and_starts_at_once_disturb_nobody() {
     let image = host.image("busybox");
     let rounds = if stage1() == "ns" { 10 } else { 1 };
     for _ in 0..rounds {
-        let pods: Vec<Running> =
-            (0..4).map(|_| host.podvm(["run", "--disk", "32M", &image, "--", "sh", "-c", "echo fine"]).spawn()).collect();
+        let pods: Vec<Running> = (0..4)
+            .map(|_| host.podvm(["run", "--disk", "32M", &image, "--", "sh", "-c", "echo fine"]).spawn())
+            .collect();
         let collections: Vec<Running> =
             (0..4).map(|_| host.podvm(["gc", "--grace-period", "0s", "--expire-prepared", "0s"]).spawn()).collect();
         let lists: Vec<Running> = (0..4).map(|_| host.podvm(["list"]).spawn()).collect();
