@@ -51,7 +51,7 @@ pub struct RunArgs {
     #[arg(long = "volume", value_name = "VOLUME", help_heading = POD)]
     pub volumes: Vec<Volume>,
     /// A port of the pod to be reached at the host: NAME:[IP:]PORT, NAME being a port's name in the image or a number such
-    /// as 80 or 53/udp
+    /// as 80 or 53/udp. A port of the host belongs to one pod at a time
     #[arg(long = "port", short = 'p', value_name = "PORT", help_heading = NETWORK)]
     pub ports: Vec<PortRequest>,
     /// Network: default (an address of its own behind the host), none, or host
@@ -110,7 +110,7 @@ pub struct RunArgs {
     /// Remove the pod and its logs when it has ended
     #[arg(long, help_heading = POD)]
     pub rm: bool,
-    /// Write the pod's UUID to this file before it starts
+    /// Write the pod's UUID to this file before it starts, in place of what is there, and whole
     #[arg(long, value_name = "FILE", help_heading = POD)]
     pub uuid_file_save: Option<PathBuf>,
     /// Say nothing but what the apps say, and errors
