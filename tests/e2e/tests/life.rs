@@ -25,7 +25,17 @@ fn a_pod_in_the_background_is_listed_entered_read_and_stopped() {
     let status = host.podvm(["status", short, "--output", "json"]).run().expect_code(0).json();
     assert_eq!(status["uuid"].as_str(), Some(uuid.as_str()), "{status}");
 
-    let exec = host.podvm(["exec", short, "--", "sh", "-c", "cat /pid; echo err >&2; exit 6"]).run().expect_code(6);
+    let exec = host
+        .podvm([
+            "exec",
+            short,
+            "--",
+            "sh",
+            "-c",
+            "until test -s /pid; do sleep 0.1; done; cat /pid; echo err >&2; exit 6",
+        ])
+        .run()
+        .expect_code(6);
     assert_eq!(exec.stdout, "1\n");
     exec.expect_stderr("err");
     host.podvm(["enter", "--interactive", short, "--", "cat"])
