@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 
 use nix::sched::{CloneFlags, setns, unshare};
 use podvm_pod::fault::{FaultPoint, reach};
@@ -161,27 +161,18 @@ impl PodNetwork {
     }
 
     fn create_user_mode(request: &NetworkRequest) -> Result<Self, CreateError> {
-        user_mode::check_ports(request)?;
+        user_mode::check(request)?;
         let (dns, hosts) = (pod_dns(&request.dns, &NetworkMode::Default), request.hosts.clone());
-        // pasta's own sockets are the host's, so it is started from there; and there is no way back for this process.
-        let namespace = match &request.namespace {
-            Some(namespace) => namespace.try_clone().map_err(CreateError::Namespace)?,
-            None => new_namespace_elsewhere()?,
+        let Some(namespace) = &request.namespace else {
+            return Err(CreateError::Namespace(io::ErrorKind::NotFound.into()));
         };
+        // pasta's own sockets are the host's, so it is started from there; and there is no way back for this process.
         let mut pasta = Pasta::start(request, namespace.as_fd())?;
-        setns(&namespace, CloneFlags::CLONE_NEWNET).map_err(|errno| CreateError::Namespace(errno.into()))?;
-        if request.endpoint == Endpoint::Namespace {
-            sysctl::free_pod_network();
-        }
-        pasta.wait_until_ready(request.endpoint)?;
-        let route = Socket::route()?;
+        enter_namespace(request)?;
+        pasta.wait_until_ready()?;
         let mut batch = Batch::default();
         link::push_up(&mut batch, LOOPBACK_INDEX, None);
-        // Where pasta does not configure the interface, it does not bring it up either.
-        if let Some(index) = link::find_link(&route, POD_LINK)? {
-            link::push_up(&mut batch, index, None);
-        }
-        route.transact(batch)?;
+        Socket::route()?.transact(batch)?;
         let interface = Some(user_mode::interface(request.config.mtu));
         let holds = Some(Holds::UserMode(pasta));
         Ok(Self { mode: NetworkMode::Default, interface, dns, hosts, holds })
@@ -259,16 +250,6 @@ impl PodNetwork {
             }
         }
     }
-}
-
-/// A new network namespace that this thread is not in.
-fn new_namespace_elsewhere() -> Result<OwnedFd, CreateError> {
-    let made = std::thread::spawn(|| -> io::Result<OwnedFd> {
-        unshare(CloneFlags::CLONE_NEWNET)?;
-        Ok(File::open("/proc/thread-self/ns/net")?.into())
-    });
-    let panicked = |_| io::Error::other("the thread that makes it panicked");
-    made.join().map_err(panicked).flatten().map_err(CreateError::Namespace)
 }
 
 /// Enters the pod's network namespace.

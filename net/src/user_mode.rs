@@ -43,9 +43,9 @@ pub enum UserModeError {
     /// It is there and does nothing.
     #[error("pasta did not set the pod's network up within {} s", PATIENCE.as_secs())]
     Silent,
-    /// pasta hands connections to the host's loopback to the namespace's own, past the VM.
-    #[error("an ordinary user's VM cannot publish ports; use --stage1=ns, or run podvm as root")]
-    PortsOfVm,
+    /// pasta hands connections to the host's loopback to the namespace's own, past a VM.
+    #[error("an ordinary user's VM has no network yet; use --net=none or --stage1=ns, or run podvm as root")]
+    NotForVms,
     /// A descriptor or file.
     #[error("the pod's network cannot be made: {0}")]
     Io(#[from] io::Error),
@@ -67,7 +67,7 @@ impl Drop for Pasta {
     }
 }
 
-/// The pod's interface as pasta makes it, or as the guest is to configure it.
+/// The pod's interface as pasta makes it.
 pub(crate) fn interface(mtu: u32) -> InterfaceSpec {
     InterfaceSpec {
         name: crate::pod_network::POD_LINK.into(),
@@ -94,10 +94,7 @@ impl Pasta {
             // From the host to the pod what was published; from the pod's loopback to the host's nothing.
             .args(forwards(Protocol::Tcp, "-t", &request.ports))
             .args(forwards(Protocol::Udp, "-u", &request.ports))
-            .args(["-T", "none", "-U", "none"]);
-        if request.endpoint == Endpoint::Namespace {
-            command.arg("--config-net");
-        }
+            .args(["-T", "none", "-U", "none", "--config-net"]);
         let number = inherited.as_raw_fd();
         command.args(["--netns", &format!("/proc/self/fd/{number}")]);
         command.stdin(Stdio::null()).stdout(messages.try_clone()?).stderr(messages.try_clone()?);
@@ -117,12 +114,9 @@ impl Pasta {
     }
 
     /// Waits until the pod's interface is there, in the calling thread's network namespace.
-    pub fn wait_until_ready(&mut self, endpoint: Endpoint) -> Result<(), UserModeError> {
-        let (file, sign) = match endpoint {
-            // The default route comes last.
-            Endpoint::Namespace => ("/proc/thread-self/net/route", "eth0\t00000000\t"),
-            Endpoint::Vm => ("/proc/thread-self/net/dev", "eth0:"),
-        };
+    pub fn wait_until_ready(&mut self) -> Result<(), UserModeError> {
+        // The default route comes last.
+        let (file, sign) = ("/proc/thread-self/net/route", "eth0\t00000000\t");
         let start = Instant::now();
         while !fs::read_to_string(file)?.contains(sign) {
             if self.child.try_wait()?.is_some() {
@@ -148,10 +142,10 @@ impl Pasta {
     }
 }
 
-/// Finds out whether pasta can publish the pod's ports, for it does not say itself which one it cannot.
-pub(crate) fn check_ports(request: &NetworkRequest) -> Result<(), CreateError> {
-    if request.endpoint == Endpoint::Vm && !request.ports.is_empty() {
-        return Err(UserModeError::PortsOfVm.into());
+/// Finds out whether pasta can do what is wished for; of ports it does not say itself which one it cannot publish.
+pub(crate) fn check(request: &NetworkRequest) -> Result<(), CreateError> {
+    if request.endpoint == Endpoint::Vm {
+        return Err(UserModeError::NotForVms.into());
     }
     Ok(port::forwards(&request.ports, false)?.iter().try_for_each(port::check)?)
 }
