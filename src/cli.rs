@@ -10,7 +10,10 @@ use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 
 use crate::commands::run::AppArgs;
-use crate::commands::{cat_manifest, completion, doctor, exec, gc, image, list, logs, rm, run, status, stop, version};
+use crate::commands::{
+    attach, cat_manifest, completion, cp, doctor, exec, export, gc, image, list, logs, pause, rm, run, stats, status,
+    stop, top, version,
+};
 
 /// What separates the apps of a pod.
 const APP_SEPARATOR: &str = "---";
@@ -59,6 +62,21 @@ pub enum Command {
     List(list::ListArgs),
     /// Show a pod and its apps
     Status(status::StatusArgs),
+    /// Connect to a running app's input and output
+    Attach(attach::AttachArgs),
+    /// Copy files into a running app, or out of it
+    Cp(cp::CpArgs),
+    /// Write an app's root filesystem as a tar archive
+    Export(export::ExportArgs),
+    /// Show what running apps use: CPU time, memory, processes
+    Stats(stats::StatsArgs),
+    /// List the processes of a pod's apps
+    Top(top::TopArgs),
+    /// Hold a pod's apps still
+    Pause(pause::PauseArgs),
+    /// Let a paused pod's apps go on
+    #[command(visible_alias = "unpause")]
+    Resume(pause::PauseArgs),
     /// Print what a pod was made from, for `podvm run --pod-manifest`
     CatManifest(cat_manifest::CatManifestArgs),
     /// Execute another program in a running app

@@ -8,6 +8,7 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 use podvm_pod::manifest::{AppName, CpuLimit, Isolators};
@@ -17,6 +18,8 @@ use crate::step::{Step, StepError, note};
 
 /// Length of the period that `cpu.max` is given for, in microseconds: the kernel's own default.
 const CPU_PERIOD_USEC: u64 = 100_000;
+/// How long the freezing of an app is waited for.
+const FREEZE_WITHIN: Duration = Duration::from_millis(200);
 /// Where the supervisor goes, since the pod's cgroup may not hold processes beside its children; no app's name has this form.
 const OWN_CGROUP: &str = "_supervisor";
 
@@ -167,13 +170,13 @@ fn read_small(path: &Path) -> io::Result<String> {
 }
 
 impl AppCgroup {
-    /// What the app uses; zero where a controller is missing.
-    pub fn stats(&self) -> AppStats {
+    /// What the app uses; where a controller is missing, as `counted` in another way.
+    pub fn stats(&self, counted: &AppStats) -> AppStats {
         AppStats {
-            memory_bytes: number(&self.path.join("memory.current")).unwrap_or(0),
+            memory_bytes: number(&self.path.join("memory.current")).unwrap_or(counted.memory_bytes),
             memory_limit_bytes: number(&self.path.join("memory.max")),
-            cpu_usec: keyed(&self.path.join("cpu.stat"), "usage_usec").unwrap_or(0),
-            pids: number(&self.path.join("pids.current")).unwrap_or(0),
+            cpu_usec: keyed(&self.path.join("cpu.stat"), "usage_usec").unwrap_or(counted.cpu_usec),
+            pids: number(&self.path.join("pids.current")).unwrap_or(counted.pids),
             oom_kills: self.oom_kills(),
         }
     }
@@ -181,6 +184,21 @@ impl AppCgroup {
     /// How many of its processes were killed for want of memory.
     pub fn oom_kills(&self) -> u64 {
         keyed(&self.path.join("memory.events"), "oom_kill").unwrap_or(0)
+    }
+
+    /// Holds every process of the app still, or lets them go on. What is asked for has come about when this returns, or will soon:
+    /// a process within an uninterruptible system call is held when that ends.
+    ///
+    /// # Errors
+    /// Those of writing `cgroup.freeze`, such as not found before Linux 5.2.
+    pub fn freeze(&self, frozen: bool) -> io::Result<()> {
+        write(&self.path.join("cgroup.freeze"), if frozen { "1" } else { "0" })?;
+        let wanted = u64::from(frozen);
+        let until = Instant::now() + FREEZE_WITHIN;
+        while keyed(&self.path.join("cgroup.events"), "frozen") != Some(wanted) && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
     }
 
     /// Kills every process of the app at once.
@@ -264,9 +282,13 @@ mod tests {
             fs::write(dir.path().join(file), text).unwrap();
         }
         let directory = File::open(dir.path()).unwrap().into();
-        let stats = AppCgroup { path: dir.path().into(), directory }.stats();
+        let cgroup = AppCgroup { path: dir.path().into(), directory };
+        let stats = cgroup.stats(&AppStats::default());
         let expected = AppStats { memory_bytes: 4096, memory_limit_bytes: None, cpu_usec: 77, pids: 3, oom_kills: 1 };
         assert_eq!(stats, expected);
+        fs::remove_file(dir.path().join("memory.current")).unwrap();
+        let counted = AppStats { memory_bytes: 9, cpu_usec: 9, pids: 9, ..AppStats::default() };
+        assert_eq!(cgroup.stats(&counted), AppStats { memory_bytes: 9, ..expected });
     }
 
     #[test]

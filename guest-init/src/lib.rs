@@ -9,6 +9,7 @@
 //! | [`app`] | from a clone of the supervisor to the app's program: root, mounts, user, privileges |
 //! | [`seccomp`] | which system calls an app may make |
 //! | [`cgroup`] | limits and statistics by cgroup v2 |
+//! | [`processes`] | what /proc tells of an app's processes |
 //! | [`places`] | where layers, writable layers and volumes are |
 //! | [`walls`] | what differs between the VM and the namespaces |
 //! | [`vm`] | everything only a VM needs: early mounts, vsock, network, block devices, power-off |
@@ -20,6 +21,7 @@ pub mod app;
 pub mod cgroup;
 pub mod namespaces;
 pub mod places;
+pub mod processes;
 pub mod seccomp;
 pub mod step;
 pub mod supervisor;

@@ -27,7 +27,7 @@ pub mod store;
 pub mod tar;
 
 pub use digest::Digest;
-pub use oci::{Format, ImageConfig};
+pub use oci::{Format, ImageConfig, ImageHealthcheck};
 pub use progress::{Event, Progress, Silent};
 pub use reference::Reference;
 pub use registry::{Registries, RegistryError};

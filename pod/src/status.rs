@@ -57,6 +57,11 @@ pub enum AppState {
         /// Whether the kernel killed one of its processes for want of memory.
         oom_killed: bool,
     },
+    /// Ended, and about to be started again.
+    Restarting {
+        /// How it ended.
+        status: ExitStatus,
+    },
     /// Never started.
     Failed {
         /// Why, as a sentence.
@@ -72,7 +77,7 @@ impl AppState {
         match self {
             Self::Exited { status, .. } => Some(status.code()),
             Self::Failed { code, .. } => Some(*code),
-            Self::Waiting | Self::Running { .. } => None,
+            Self::Waiting | Self::Running { .. } | Self::Restarting { .. } => None,
         }
     }
 }
@@ -85,6 +90,66 @@ pub struct AppStatus {
     /// Its state.
     #[serde(flatten)]
     pub state: AppState,
+    /// How often it was started again.
+    #[serde(default)]
+    pub restarts: u32,
+    /// Whether its processes are held still.
+    #[serde(default)]
+    pub paused: bool,
+    /// Whether it is well; none when it is not looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<Health>,
+}
+
+impl AppStatus {
+    /// An app in this state, of which nothing else is known.
+    pub fn new(name: AppName, state: AppState) -> Self {
+        Self { name, state, restarts: 0, paused: false, health: None }
+    }
+
+    /// Whether it does its work, as far as can be told from outside: it runs and, if it is looked at, is well.
+    pub fn is_ready(&self) -> bool {
+        matches!(self.state, AppState::Running { .. }) && self.health.is_none_or(|health| health == Health::Healthy)
+    }
+}
+
+/// Whether an app is well, by its health check.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Health {
+    /// Not known yet.
+    Starting,
+    /// It is.
+    Healthy,
+    /// It failed as often as it may.
+    Unhealthy,
+}
+
+impl std::fmt::Display for Health {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Starting => "starting",
+            Self::Healthy => "healthy",
+            Self::Unhealthy => "unhealthy",
+        })
+    }
+}
+
+/// A process of an app, for `podvm top`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessInfo {
+    /// Its PID, as the app sees it.
+    pub pid: i32,
+    /// Its effective user.
+    pub uid: u32,
+    /// Its state's letter, as in proc_pid_stat(5).
+    pub state: char,
+    /// Bytes of memory it has resident.
+    pub memory_bytes: u64,
+    /// CPU time it has used, in microseconds.
+    pub cpu_usec: u64,
+    /// Its command line, or its name in brackets when it has none.
+    pub command: String,
 }
 
 /// The end of a pod: what the supervisor reports last, and what is kept of it.

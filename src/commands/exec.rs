@@ -4,13 +4,13 @@ use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 
-use anyhow::{Result, bail};
-use podvm_pod::client::{ClientError, ExecStreams, SupervisorClient, exec};
+use anyhow::Result;
+use podvm_pod::client::{ClientError, ExecStreams, exec};
 use podvm_pod::console::Signals;
-use podvm_pod::directory::PodState;
-use podvm_pod::manifest::{AppName, EnvironmentVariable, PodManifest, UserSpec};
+use podvm_pod::manifest::{AppName, EnvironmentVariable, UserSpec};
 use podvm_pod::protocol::ExecSpec;
 
+use super::target::RunningPod;
 use crate::config::Config;
 use crate::report;
 
@@ -55,33 +55,18 @@ pub struct ExecArgs {
 
 /// Executes a program; returns its exit code.
 pub fn run(args: &ExecArgs, config: &Config) -> Result<u8> {
-    let dir = config.pods().find(&args.pod)?;
-    let manifest = dir.manifest()?;
-    let state = dir.state()?.0;
-    if state != PodState::Running {
-        bail!("pod {} is {state}; programs can be executed in a running pod only", dir.uuid());
-    }
-    let spec = spec(args, choose_app(args, &manifest)?);
+    let pod = RunningPod::find(config, &args.pod)?;
+    let spec = spec(args, pod.app(args.app.as_ref())?);
     let signals = Signals::block()?;
     let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
     let streams = ExecStreams { stdin: stdin.as_fd(), stdout: stdout.as_fd(), stderr: stderr.as_fd() };
-    match exec(&SupervisorClient::of_pod(&dir), spec, streams, signals) {
+    match exec(&pod.client(), spec, streams, signals) {
         Ok(status) => Ok(status.code()),
         Err(error @ ClientError::Refused { .. }) => {
             report(&error.to_string());
             Ok(error.exit_code())
         }
         Err(error) => Err(error.into()),
-    }
-}
-
-fn choose_app(args: &ExecArgs, manifest: &PodManifest) -> Result<AppName> {
-    let names = || manifest.apps.iter().map(|app| app.name.as_str()).collect::<Vec<_>>().join(", ");
-    match (&args.app, manifest.apps.as_slice()) {
-        (Some(name), apps) if apps.iter().any(|app| app.name == *name) => Ok(name.clone()),
-        (Some(name), _) => bail!("pod {} has no app {name}; its apps are {}", manifest.uuid, names()),
-        (None, [app]) => Ok(app.name.clone()),
-        (None, _) => bail!("pod {} has several apps; choose one with --app: {}", manifest.uuid, names()),
     }
 }
 

@@ -1,7 +1,7 @@
 //! `podvm logs`: what a pod's apps have printed, in the order of time.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -76,7 +76,7 @@ struct Entry {
 }
 
 /// Prints what has come since the last time, merged by time.
-fn print_new(logs: &mut [FollowedLog], printer: &mut Printer) -> io::Result<()> {
+pub fn print_new(logs: &mut [FollowedLog], printer: &mut Printer) -> io::Result<()> {
     loop {
         for log in logs.iter_mut() {
             log.fill()?;
@@ -91,7 +91,7 @@ fn print_new(logs: &mut [FollowedLog], printer: &mut Printer) -> io::Result<()> 
 }
 
 /// One app's log, read on as it grows and through its change of files.
-struct FollowedLog {
+pub struct FollowedLog {
     app: AppName,
     path: PathBuf,
     /// The file before the present one, until it is read.
@@ -104,10 +104,24 @@ struct FollowedLog {
 }
 
 impl FollowedLog {
-    fn new(dir: &PodDir, app: AppName) -> Self {
+    /// The log of an app, from its beginning.
+    pub fn new(dir: &PodDir, app: AppName) -> Self {
         let path = dir.logs().join(file_name(&app));
         let older = Some(path.with_extension("log.1"));
         Self { app, path, older, reader: None, begun: Vec::new(), next: None }
+    }
+
+    /// Passes over what was printed before.
+    ///
+    /// # Errors
+    /// Those of its file; one that is not there yet has its beginning at its end.
+    pub fn skip_to_end(&mut self) -> io::Result<()> {
+        self.older = None;
+        if let Some(mut file) = open_if_there(&self.path)? {
+            file.seek(SeekFrom::End(0))?;
+            self.reader = Some(BufReader::new(file));
+        }
+        Ok(())
     }
 
     fn time(&self) -> Option<&str> {
@@ -171,7 +185,8 @@ fn open_if_there(path: &Path) -> io::Result<Option<File>> {
     }
 }
 
-struct Printer {
+/// How entries are printed.
+pub struct Printer {
     with_times: bool,
     with_names: bool,
     /// The apps and streams that are within a line.
@@ -179,6 +194,11 @@ struct Printer {
 }
 
 impl Printer {
+    /// As the app printed it.
+    pub fn plain() -> Self {
+        Self { with_times: false, with_names: false, in_line: Vec::new() }
+    }
+
     fn print(&mut self, app: &AppName, entry: &Entry) -> io::Result<()> {
         let begun = self.in_line.iter().position(|(name, stream)| name == app && *stream == entry.stream);
         let mut text = Vec::new();

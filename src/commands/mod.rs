@@ -1,18 +1,25 @@
 //! The subcommands, a file each. Each takes its arguments and the configuration, and returns the exit code.
 
+pub mod attach;
 pub mod cat_manifest;
 pub mod completion;
+pub mod cp;
 pub mod doctor;
 pub mod exec;
+pub mod export;
 pub mod gc;
 pub mod image;
 pub mod list;
 pub mod logs;
+pub mod pause;
 pub mod rm;
 pub mod run;
+pub mod stats;
 pub mod status;
 pub mod stop;
 pub mod summary;
+pub mod target;
+pub mod top;
 pub mod version;
 
 use anyhow::Result;
@@ -41,6 +48,13 @@ pub fn run_command(cli: Cli) -> Result<u8> {
         Command::RunPrepared(args) => run::run_prepared(&args, &as_root()?),
         Command::List(args) => list::run(&args, &config()?),
         Command::Status(args) => status::run(&args, &config()?),
+        Command::Attach(args) => attach::run(&args, &config()?),
+        Command::Cp(args) => cp::run(&args, &config()?),
+        Command::Export(args) => export::run(&args, &config()?),
+        Command::Pause(args) => pause::run(&args, true, &config()?),
+        Command::Resume(args) => pause::run(&args, false, &config()?),
+        Command::Stats(args) => stats::run(&args, &config()?),
+        Command::Top(args) => top::run(&args, &config()?),
         Command::CatManifest(args) => cat_manifest::run(&args, &config()?),
         Command::Exec(args) => exec::run(&args, &config()?),
         Command::Logs(args) => logs::run(&args, &config()?),

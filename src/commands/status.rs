@@ -2,11 +2,17 @@
 
 use std::fmt::Write;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
+use podvm_pod::PodDir;
+use podvm_pod::directory::{Phase, PodState};
+use podvm_pod::status::Health;
 
 use super::summary::{PodSummary, app_state_text, port_text};
 use crate::config::Config;
 use crate::output::{OutputArgs, print, table};
+
+/// How often a pod that is waited for is looked at.
+const READY_INTERVAL: std::time::Duration = std::time::Duration::from_millis(50);
 
 /// Options of `podvm status`.
 #[derive(Debug, clap::Args)]
@@ -17,6 +23,9 @@ pub struct StatusArgs {
     /// Wait until the pod has ended
     #[arg(long)]
     pub wait: bool,
+    /// Wait until all apps run and those with a health check are healthy; fails when the pod ends or an app is unhealthy
+    #[arg(long, conflicts_with = "wait")]
+    pub wait_ready: bool,
     /// Form of the output.
     #[command(flatten)]
     pub output: OutputArgs,
@@ -28,8 +37,36 @@ pub fn run(args: &StatusArgs, config: &Config) -> Result<u8> {
     if args.wait {
         dir.wait_until_dead()?;
     }
+    if args.wait_ready {
+        wait_until_ready(&dir)?;
+    }
     print(args.output, &PodSummary::of(&dir)?, as_text)?;
     Ok(0)
+}
+
+/// Waits until a pod does its work, as far as can be told from outside.
+fn wait_until_ready(dir: &PodDir) -> Result<()> {
+    loop {
+        let uuid = dir.uuid();
+        match dir.state()? {
+            (PodState::Running, Phase::Running { apps, .. }) => {
+                if let Some(app) = apps.iter().find(|app| app.health == Some(Health::Unhealthy)) {
+                    bail!("pod {uuid}: app {} is unhealthy; `podvm logs {uuid}` shows what it says", app.name);
+                }
+                if apps.iter().all(|app| app.is_ready()) {
+                    return Ok(());
+                }
+                // What has ended well will not run again.
+                if let Some(app) = apps.iter().find(|app| app.state.exit_code().is_some()) {
+                    bail!("pod {uuid}: app {} has ended", app.name);
+                }
+            }
+            (PodState::Exited | PodState::Aborted, _) => bail!("pod {uuid} has ended"),
+            // What is prepared may be run yet.
+            _ => {}
+        }
+        std::thread::sleep(READY_INTERVAL);
+    }
 }
 
 fn as_text(pod: &PodSummary) -> String {
@@ -54,14 +91,13 @@ fn as_text(pod: &PodSummary) -> String {
             let _ = writeln!(text, "{:<11} {value}", format!("{name}:"));
         }
     }
-    let apps = pod.apps.iter().map(|app| [app.name.to_string(), app.image.clone(), app_state_text(&app.state)]);
+    let apps = pod.apps.iter().map(|app| [app.name.to_string(), app.image.clone(), app_state_text(app)]);
     text + "\n" + &table(["app", "image", "state"], apps)
 }
 
 #[cfg(test)]
 mod tests {
     use podvm_pod::Uuid;
-    use podvm_pod::directory::PodState;
     use podvm_pod::status::{AppState, ExitStatus};
 
     use super::super::summary::AppSummary;
@@ -88,6 +124,9 @@ mod tests {
                 image: "nginx".into(),
                 state: AppState::Exited { status: ExitStatus::Exited(3), oom_killed: false },
                 exit_code: Some(3),
+                restarts: 0,
+                paused: false,
+                health: None,
             }],
         };
         let text = as_text(&pod);

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use podvm_pod::directory::{DirectoryError, Phase, PodState};
 use podvm_pod::manifest::{AppName, PublishedPort};
-use podvm_pod::status::{AppState, AppStatus};
+use podvm_pod::status::{AppState, AppStatus, Health};
 use podvm_pod::timestamp::Timestamp;
 use podvm_pod::{PodDir, Stage1Kind, Uuid};
 use serde::Serialize;
@@ -65,6 +65,13 @@ pub struct AppSummary {
     /// Exit code, when it has ended.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<u8>,
+    /// How often it was started again.
+    pub restarts: u32,
+    /// Whether its processes are held still.
+    pub paused: bool,
+    /// Whether it is well, while it is looked at.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub health: Option<Health>,
 }
 
 impl PodSummary {
@@ -120,8 +127,10 @@ impl PodSummary {
             .into_iter()
             .map(|app| {
                 let status = states.iter().find(|status| status.name == app.name);
-                let state = status.map_or(AppState::Waiting, |status| status.state.clone());
-                AppSummary { name: app.name, image: app.image.name, exit_code: state.exit_code(), state }
+                let status = status.cloned().unwrap_or_else(|| AppStatus::new(app.name.clone(), AppState::Waiting));
+                let AppStatus { name, state, restarts, paused, health } = status;
+                let exit_code = state.exit_code();
+                AppSummary { name, image: app.image.name, exit_code, state, restarts, paused, health }
             })
             .collect();
         Ok(summary)
@@ -149,14 +158,23 @@ pub fn port_text(port: &PublishedPort) -> String {
 }
 
 /// An app's state for a table's cell.
-pub fn app_state_text(state: &AppState) -> String {
-    match state {
+pub fn app_state_text(app: &AppSummary) -> String {
+    let mut text = match &app.state {
+        AppState::Running { .. } if app.paused => "paused".into(),
         AppState::Waiting => "waiting".into(),
         AppState::Running { .. } => "running".into(),
         AppState::Exited { status, oom_killed: true } => format!("{status}, out of memory"),
         AppState::Exited { status, .. } => status.to_string(),
+        AppState::Restarting { status } => format!("{status}, about to be started again"),
         AppState::Failed { message, .. } => format!("not started: {message}"),
+    };
+    if let Some(health) = app.health {
+        text = format!("{text}, {health}");
     }
+    if app.restarts > 0 {
+        text = format!("{text}, restarts: {}", app.restarts);
+    }
+    text
 }
 
 #[cfg(test)]
@@ -178,7 +196,20 @@ mod tests {
         assert_eq!(port_text(&port(None)), "1->2379/tcp");
         assert_eq!(port_text(&port(Some("127.0.0.1"))), "127.0.0.1:1->2379/tcp");
         assert_eq!(port_text(&port(Some("::1"))), "[::1]:1->2379/tcp");
+        let app = |state, restarts, paused, health| AppSummary {
+            name: "web".parse().unwrap(),
+            image: "nginx".into(),
+            exit_code: None,
+            state,
+            restarts,
+            paused,
+            health,
+        };
         let killed = AppState::Exited { status: ExitStatus::Signaled(9), oom_killed: true };
-        assert_eq!(app_state_text(&killed), "killed by signal 9, out of memory");
+        assert_eq!(app_state_text(&app(killed, 0, false, None)), "killed by signal 9, out of memory");
+        let running = || AppState::Running { pid: 7 };
+        let well = app(running(), 2, false, Some(Health::Healthy));
+        assert_eq!(app_state_text(&well), "running, healthy, restarts: 2");
+        assert_eq!(app_state_text(&app(running(), 0, true, None)), "paused");
     }
 }

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 
+use podvm_pod::archive::Archived;
 use podvm_pod::exit::PODVM_ERROR;
 use podvm_pod::manifest::App;
 use rustix::mount::{MountPropagationFlags, mount_change};
@@ -13,10 +14,11 @@ use rustix::process::{Gid, Uid};
 use super::program::Program;
 use super::terminal::{Terminal, take_control};
 use super::user::User;
-use super::{Job, LaunchError, Pod, control, etc, privileges, root, system, volume};
+use super::{Job, LaunchError, Pod, control, etc, files, privileges, root, system, volume};
 use crate::seccomp::{self, Filter};
 use crate::step::{Step, StepError};
 use crate::sys::process;
+use crate::sys::socket::shut_down;
 
 /// The process's ends of its pipes; with a terminal it has none.
 #[derive(Debug, Default)]
@@ -101,6 +103,9 @@ impl Child<'_> {
 
     /// Returns an error to report, or none when the supervisor is gone and nobody is left to hear it.
     fn go(&self) -> Result<Infallible, Option<LaunchError>> {
+        if let Job::Archive(what) = self.job {
+            return self.archive(what);
+        }
         let ready = self.prepare()?;
         let terminal = ready.terminal.as_ref().map(|terminal| terminal.outer.as_fd());
         control::report_prepared(self.control.as_fd(), terminal).map_err(|_| None)?;
@@ -110,21 +115,39 @@ impl Child<'_> {
         Ok(self.execute(ready)?)
     }
 
-    fn prepare(&self) -> Result<Ready, LaunchError> {
+    /// Packs or unpacks the app's files, and ends.
+    fn archive(&self, what: &Archived) -> Result<Infallible, Option<LaunchError>> {
+        self.enter_walls().map_err(|error| Some(error.into()))?;
+        control::report_prepared(self.control.as_fd(), None).map_err(|_| None)?;
+        if !control::wait_for_go(self.control.as_fd()) {
+            return Err(None);
+        }
+        // To the supervisor this is a program being executed.
+        shut_down(self.control.as_fd(), libc::SHUT_RDWR);
+        let code = files::run(what, &self.pipes);
+        // SAFETY: ends the process without running anything of the supervisor's.
+        unsafe { libc::_exit(code.into()) }
+    }
+
+    fn enter_walls(&self) -> Result<(), StepError> {
         process::reset_signals();
         nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
         match self.target {
-            None => self.build_walls()?,
+            None => self.build_walls(),
             Some(target) => {
                 // Nobody in the app may look into this process, or trace it, before it is one of theirs.
                 process::set_process_option(libc::PR_SET_DUMPABLE, 0).step(|| "hide from the app")?;
                 let kinds = libc::CLONE_NEWNS | if self.pod.cgroups { libc::CLONE_NEWCGROUP } else { 0 };
-                process::join_namespaces(target, kinds).step(|| "join the app's namespaces")?;
+                process::join_namespaces(target, kinds).step(|| "join the app's namespaces")
             }
         }
+    }
+
+    fn prepare(&self) -> Result<Ready, LaunchError> {
+        self.enter_walls()?;
         let app = self.app();
         let (words, user, more, terminal) = match self.job {
-            Job::Main => (&app.exec, &app.user, &app.environment[..0], app.terminal),
+            Job::Main | Job::Archive(_) => (&app.exec, &app.user, &app.environment[..0], app.terminal),
             Job::Exec(spec) => {
                 (&spec.exec, spec.user.as_ref().unwrap_or(&app.user), &spec.environment[..], spec.terminal)
             }
@@ -197,7 +220,7 @@ impl Child<'_> {
         }
         let directory = match self.job {
             Job::Exec(spec) => spec.working_directory.as_deref().unwrap_or(&app.working_directory),
-            Job::Main => &app.working_directory,
+            Job::Main | Job::Archive(_) => &app.working_directory,
         };
         // As root first: the way there may be closed to the user. Only where root is nobody, as on a network's filesystem,
         // is it the user's turn.

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::fcntl::OFlag;
 use nix::unistd::{Pid, pipe2};
+use podvm_pod::archive::Archived;
 use podvm_pod::fault::{FaultPoint, reach};
 
 use super::child::{self, Child, Pipes};
@@ -45,6 +46,7 @@ pub unsafe fn launch(
     let (terminal, stdin) = match job {
         Job::Main => (app.terminal, app.stdin),
         Job::Exec(spec) => (spec.terminal, spec.stdin),
+        Job::Archive(what) => (false, matches!(what, Archived::In { .. })),
     };
     let (ours, theirs) = pipes(terminal, stdin).step(|| "make pipes")?;
     let (control, their_control) = message_pair().step(|| "make a control socket")?;

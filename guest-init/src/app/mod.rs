@@ -13,6 +13,7 @@
 //! | [`system`] | `/dev`, `/proc`, `/sys` and what of them is hidden |
 //! | [`volume`] | volumes at their places |
 //! | [`etc`] | `/etc/hosts`, `/etc/hostname`, `/etc/resolv.conf` |
+//! | [`files`] | files into the app and out of it |
 //! | [`path`] | paths that cannot lead out of the root |
 //! | [`user`] | users and groups of the image |
 //! | [`terminal`] | pseudo-terminals |
@@ -22,6 +23,7 @@
 pub mod child;
 pub mod control;
 pub mod etc;
+pub mod files;
 pub mod launch;
 pub mod path;
 pub mod privileges;
@@ -32,6 +34,7 @@ pub mod terminal;
 pub mod user;
 pub mod volume;
 
+use podvm_pod::archive::Archived;
 use podvm_pod::exit::PODVM_ERROR;
 use podvm_pod::protocol::{ExecSpec, PodSpec};
 
@@ -64,6 +67,8 @@ pub enum Job {
     Main,
     /// Another process in an app.
     Exec(Box<ExecSpec>),
+    /// A process in an app that packs or unpacks files.
+    Archive(Archived),
 }
 
 /// Why a process could not be started.

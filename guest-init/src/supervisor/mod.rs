@@ -3,11 +3,13 @@
 
 mod connection;
 mod framed;
+mod health;
 mod link;
 pub mod panic;
 mod pod;
 mod process;
 mod request;
+mod restart;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -192,7 +194,7 @@ impl Supervisor {
         };
         let next = own
             .into_iter()
-            .chain(self.pod.as_ref().and_then(RunningPod::kill_at))
+            .chain(self.pod.as_ref().and_then(RunningPod::next_deadline))
             .chain(self.connections.values().filter_map(Connection::deadline))
             .chain(self.processes.iter().filter_map(|(_, process)| process.start_by()))
             .min()?;
@@ -213,6 +215,10 @@ impl Supervisor {
         }
         if self.pod.as_ref().and_then(RunningPod::kill_at).is_some_and(|at| at <= now) {
             self.kill_apps();
+        }
+        if matches!(self.phase, Phase::Running) {
+            self.restart_apps(now);
+            self.check_health(now);
         }
     }
 

@@ -5,16 +5,19 @@ use std::time::{Duration, Instant};
 
 use podvm_pod::exit::PODVM_ERROR;
 use podvm_pod::fault::{FaultPoint, reach};
-use podvm_pod::manifest::AppName;
+use podvm_pod::manifest::{App, AppName};
 use podvm_pod::protocol::{Event, PodSpec, ProcessId};
 use podvm_pod::status::{AppState, AppStats, AppStatus, PodReport};
 
+use super::health::Watch;
 use super::process::State;
+use super::restart::Restarts;
 use super::{Phase, STOP_GRACE, Supervisor, SupervisorError};
 use crate::app::launch::launch;
 use crate::app::{Job, Pod};
 use crate::cgroup::{AppCgroup, Cgroups};
 use crate::places::Places;
+use crate::processes;
 use crate::step::{Step, note};
 
 /// An app of the pod.
@@ -28,12 +31,60 @@ pub struct RunningApp {
     pub process: Option<ProcessId>,
     /// Its cgroup.
     pub cgroup: Option<AppCgroup>,
+    /// Whether its processes are held still.
+    pub paused: bool,
+    /// Its health, if it is looked at.
+    pub watch: Option<Watch>,
+    /// How often it was started again, and when it is next.
+    pub restarts: Restarts,
+    /// Processes killed for want of memory in its earlier lives.
+    oom_kills: u64,
     stop_signal: i32,
 }
 
 impl RunningApp {
-    fn status(&self) -> AppStatus {
-        AppStatus { name: self.name.clone(), state: self.state.clone() }
+    fn new(app: &App, cgroup: Option<AppCgroup>) -> Self {
+        Self {
+            name: app.name.clone(),
+            state: AppState::Waiting,
+            process: None,
+            cgroup,
+            paused: false,
+            watch: app.health.clone().map(Watch::new),
+            restarts: Restarts::new(app.restart),
+            oom_kills: 0,
+            stop_signal: app.stop_signal,
+        }
+    }
+
+    /// Its state as it is told.
+    pub fn status(&self) -> AppStatus {
+        let runs = matches!(self.state, AppState::Running { .. });
+        AppStatus {
+            name: self.name.clone(),
+            state: self.state.clone(),
+            restarts: self.restarts.count,
+            paused: self.paused,
+            health: self.watch.as_ref().filter(|_| runs).map(Watch::health),
+        }
+    }
+
+    /// Whether a process was killed for want of memory since this was last asked.
+    fn has_run_out_of_memory(&mut self) -> bool {
+        let kills = self.cgroup.as_ref().map_or(0, AppCgroup::oom_kills);
+        std::mem::replace(&mut self.oom_kills, kills) < kills
+    }
+
+    /// Holds its processes still, or lets them go on.
+    ///
+    /// # Errors
+    /// Why that cannot be, as a sentence.
+    pub fn freeze(&mut self, frozen: bool) -> Result<(), String> {
+        let refused = |why: &dyn std::fmt::Display| format!("app {} cannot be paused or resumed: {why}", self.name);
+        let cgroup = self.cgroup.as_ref().ok_or_else(|| refused(&"there is no cgroup2 here; see `podvm doctor`"))?;
+        cgroup.freeze(frozen).map_err(|error| refused(&error))?;
+        self.paused = frozen;
+        Ok(())
     }
 
     fn is_over(&self) -> bool {
@@ -64,6 +115,21 @@ impl RunningPod {
         self.kill_at
     }
 
+    /// When something is to be done next: a kill, a restart, a health check.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        let of_app = |app: &RunningApp| {
+            let runs = matches!(app.state, AppState::Running { .. }) && !app.paused && !self.stopping;
+            let check = app.watch.as_ref().filter(|_| runs).map(Watch::due);
+            app.restarts.at.into_iter().chain(check).min()
+        };
+        self.kill_at.into_iter().chain(self.apps.iter().filter_map(of_app)).min()
+    }
+
+    /// Whether its apps were asked to end.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping
+    }
+
     /// The app of that name, by index.
     pub fn app(&self, name: &AppName) -> Option<usize> {
         self.apps.iter().position(|app| &app.name == name)
@@ -76,7 +142,13 @@ impl RunningPod {
 
     /// What every app uses.
     pub fn stats(&self) -> Vec<(AppName, AppStats)> {
-        let stats = |app: &RunningApp| app.cgroup.as_ref().map(AppCgroup::stats).unwrap_or_default();
+        let stats = |app: &RunningApp| {
+            let counted = match app.state {
+                AppState::Running { pid } => processes::usage(pid),
+                _ => AppStats::default(),
+            };
+            app.cgroup.as_ref().map_or_else(|| counted.clone(), |cgroup| cgroup.stats(&counted))
+        };
         self.apps.iter().map(|app| (app.name.clone(), stats(app))).collect()
     }
 
@@ -125,8 +197,7 @@ impl Supervisor {
                 }
                 None => None,
             };
-            let (name, stop_signal) = (app.name.clone(), app.stop_signal);
-            apps.push(RunningApp { name, state: AppState::Waiting, process: None, cgroup, stop_signal });
+            apps.push(RunningApp::new(app, cgroup));
         }
         let has_mapped_users = self.walls.has_mapped_users();
         let launched_with = Pod { spec, places, cgroups: cgroups.is_some(), has_mapped_users };
@@ -170,30 +241,51 @@ impl Supervisor {
     pub(super) fn process_changed(&mut self, id: ProcessId) {
         let Some(process) = self.processes.get(id) else { return };
         if process.main {
-            let (index, state) = (process.app, process.state.clone());
-            let pid = process.pid();
-            let Some(pod) = &self.pod else { return };
-            let app = &pod.apps[index];
-            let next = match state {
-                State::SettingUp | State::Prepared | State::Starting => AppState::Waiting,
-                State::Running => AppState::Running { pid },
-                State::Ended(status) => {
-                    let oom_killed = app.cgroup.as_ref().is_some_and(|cgroup| cgroup.oom_kills() > 0);
-                    AppState::Exited { status, oom_killed }
-                }
-                State::Failed { message, code } => AppState::Failed { message, code },
-            };
-            if next != app.state && !app.is_over() {
-                self.app_changed(index, next);
-            }
+            let (index, state, pid) = (process.app, process.state.clone(), process.pid());
+            self.main_changed(id, index, state, pid);
+        } else {
+            self.check_changed(id);
         }
         self.answer_waiting();
     }
 
-    fn app_changed(&mut self, index: usize, state: AppState) {
+    fn main_changed(&mut self, id: ProcessId, index: usize, state: State, pid: i32) {
+        let Some(pod) = &mut self.pod else { return };
+        let app = &mut pod.apps[index];
+        let is_again = app.restarts.count > 0;
+        let next = match state {
+            // It is told as waiting for its next start until it runs.
+            State::SettingUp | State::Starting if is_again => return,
+            State::Prepared if is_again => return self.release_again(index, id),
+            State::SettingUp | State::Prepared | State::Starting => AppState::Waiting,
+            State::Running => {
+                app.restarts.started();
+                AppState::Running { pid }
+            }
+            State::Ended(_)
+                if app.is_over() || matches!(app.state, AppState::Restarting { .. } if app.restarts.at.is_some()) =>
+            {
+                return;
+            }
+            State::Ended(status) => {
+                let oom_killed = app.has_run_out_of_memory();
+                self.after_end(index, status, oom_killed)
+            }
+            State::Failed { message, code } => AppState::Failed { message, code },
+        };
+        let app = self.pod.as_ref().map(|pod| &pod.apps[index]);
+        if app.is_some_and(|app| next != app.state && !app.is_over()) {
+            self.app_changed(index, next);
+        }
+    }
+
+    pub(super) fn app_changed(&mut self, index: usize, state: AppState) {
         let Some(pod) = &mut self.pod else { return };
         let app = &mut pod.apps[index];
         app.state = state;
+        if !matches!(app.state, AppState::Running { .. }) {
+            app.paused = false;
+        }
         let (status, code) = (app.status(), app.state.exit_code());
         let stop_now = match (&app.state, pod.stopping) {
             // It was not there yet to be asked.
@@ -281,6 +373,9 @@ impl Supervisor {
         if std::mem::replace(&mut pod.stopping, true) {
             return;
         }
+        self.forget_restarts();
+        self.let_apps_go_on();
+        let Some(pod) = &self.pod else { return };
         reach(FaultPoint::SupervisorStopping);
         for app in &pod.apps {
             let Some(process) = app.process.and_then(|id| self.processes.get(id)) else { continue };
@@ -298,11 +393,23 @@ impl Supervisor {
         }
     }
 
+    /// Apps that are held still could not end.
+    fn let_apps_go_on(&mut self) {
+        for app in self.pod.iter_mut().flat_map(|pod| &mut pod.apps).filter(|app| app.paused) {
+            if let Err(message) = app.freeze(false) {
+                note(message);
+            }
+        }
+    }
+
     /// Kills whatever runs.
     pub(super) fn kill_apps(&mut self) {
         let Some(pod) = &mut self.pod else { return };
         pod.stopping = true;
         pod.kill_at = None;
+        self.forget_restarts();
+        self.let_apps_go_on();
+        let Some(pod) = &self.pod else { return };
         for app in pod.apps.iter().filter(|app| !app.is_over()) {
             if let Some(cgroup) = &app.cgroup {
                 // Without cgroup.kill the main process's end takes its PID namespace along.

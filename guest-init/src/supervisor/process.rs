@@ -209,6 +209,33 @@ impl Process {
         }
     }
 
+    /// Whether more can be typed at its terminal, beside what its main client types.
+    pub fn has_keys(&self, kind: StreamKind) -> bool {
+        kind == StreamKind::Stdin && self.terminal.is_some()
+    }
+
+    /// Ties another client to its terminal, for typing.
+    ///
+    /// # Errors
+    /// When there is no descriptor left for it.
+    pub fn attach_keys(&mut self, client: Framed) -> std::io::Result<()> {
+        let Some(terminal) = &self.terminal else { return Ok(()) };
+        let (client, inward, outward) = client.into_parts();
+        let link = Link::new(StreamKind::Stdin, terminal.try_clone()?, client, inward, outward);
+        self.streams.retain(|(kind, stream)| *kind != StreamKind::Stdin || !matches!(stream, Stream::Ended));
+        self.streams.push((StreamKind::Stdin, Stream::Linked(link)));
+        Ok(())
+    }
+
+    /// Nobody wants its output.
+    pub fn ignore_output(&mut self) {
+        for (_, stream) in self.streams.iter_mut().filter(|(kind, _)| *kind != StreamKind::Stdin) {
+            if let Stream::Waiting(source) = std::mem::replace(stream, Stream::Ended) {
+                *stream = Stream::Draining(source);
+            }
+        }
+    }
+
     /// Ties a stream, found by [`Self::check_stream`], to a client.
     pub fn attach(&mut self, slot: usize, client: Framed) {
         let (kind, stream) = &mut self.streams[slot];
@@ -297,6 +324,13 @@ impl Processes {
     /// Whether another exec'd process may be made.
     pub fn has_room(&self) -> bool {
         self.table.values().filter(|process| !process.main && !process.is_over()).count() < MAX_EXECS
+    }
+
+    /// An app's main process is no longer that: it is forgotten as others are.
+    pub fn retire(&mut self, id: ProcessId) {
+        if let Some(process) = self.table.get_mut(&id) {
+            process.main = false;
+        }
     }
 
     /// The process whose number was just reaped.

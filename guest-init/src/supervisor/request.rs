@@ -2,13 +2,17 @@
 
 use std::time::Duration;
 
-use podvm_pod::protocol::{ExecSpec, ProcessId, Request, Response, SignalTarget, StreamKind};
+use podvm_pod::manifest::AppName;
+use podvm_pod::protocol::{Event, ProcessId, Request, Response, SignalTarget, StreamKind};
+use podvm_pod::status::AppState;
 
 use super::Supervisor;
 use super::connection::{WaitFor, refusal};
 use super::process::{MAX_EXECS, Process, State};
 use crate::app::launch::launch;
 use crate::app::{Job, terminal};
+use crate::processes;
+use crate::step::note;
 
 /// A number that no signal is above.
 const LAST_SIGNAL: i32 = 64;
@@ -35,7 +39,10 @@ impl Supervisor {
                 Ok(()) => return,
                 Err(message) => Err(message),
             },
-            Request::Exec(spec) => self.exec(*spec),
+            Request::Exec(spec) => self.beside(&spec.app.clone(), &Job::Exec(spec)),
+            Request::Archive { app, what } => self.beside(&app, &Job::Archive(what)),
+            Request::Processes { app } => self.processes_of(&app),
+            Request::Freeze { app, frozen } => self.freeze(app.as_ref(), frozen),
             Request::Start { process } => self.start_process(process),
             Request::Wait { process } => self.process(process).map(|_| Reply::Later(WaitFor::Exit(process))),
             Request::Signal { target, signal } => self.signal(&target, signal),
@@ -61,6 +68,9 @@ impl Supervisor {
     }
 
     fn attach(&mut self, connection: u64, id: ProcessId, stream: StreamKind) -> Result<(), Refusal> {
+        if self.process(id)?.has_keys(stream) {
+            return self.attach_keys(connection, id);
+        }
         let slot = self.process(id)?.check_stream(stream)?;
         let Some(mut client) = self.connections.remove(&connection) else { return Ok(()) };
         client.announce_stream();
@@ -72,23 +82,76 @@ impl Supervisor {
         Ok(())
     }
 
-    fn exec(&mut self, spec: ExecSpec) -> Result<Reply, Refusal> {
+    fn attach_keys(&mut self, connection: u64, id: ProcessId) -> Result<(), Refusal> {
+        let Some(mut client) = self.connections.remove(&connection) else { return Ok(()) };
+        client.announce_stream();
+        if let Some(process) = self.processes.get_mut(id)
+            && let Err(error) = process.attach_keys(client.into_framed())
+        {
+            note(format_args!("nothing can be typed at process {}: {error}", id.0));
+        }
+        Ok(())
+    }
+
+    fn app_index(&self, name: &AppName) -> Result<usize, Refusal> {
+        let pod = self.pod.as_ref().ok_or("no pod runs yet")?;
+        pod.app(name).ok_or_else(|| {
+            let names: Vec<&str> = pod.apps.iter().map(|app| app.name.as_str()).collect();
+            format!("there is no app {name} in this pod; its apps are: {}", names.join(", "))
+        })
+    }
+
+    /// Another process in an app, which its client starts.
+    fn beside(&mut self, app: &AppName, job: &Job) -> Result<Reply, Refusal> {
+        let index = self.app_index(app)?;
+        Ok(Reply::Later(WaitFor::Prepared(self.launch_beside(index, job)?)))
+    }
+
+    /// Makes another process in an app.
+    pub(super) fn launch_beside(&mut self, index: usize, job: &Job) -> Result<ProcessId, Refusal> {
         if !self.processes.has_room() {
             return Err(format!("there are {MAX_EXECS} processes in the pod beside its apps; end some first"));
         }
         let pod = self.pod.as_ref().ok_or("no pod runs yet")?;
-        let index = pod.app(&spec.app).ok_or_else(|| {
-            let names: Vec<&str> = pod.apps.iter().map(|app| app.name.as_str()).collect();
-            format!("there is no app {} in this pod; its apps are: {}", spec.app, names.join(", "))
-        })?;
         let app = &pod.apps[index];
+        if app.paused {
+            return Err(format!("app {} is paused; let it go on with `podvm resume`", app.name));
+        }
         let main = app.process.and_then(|id| self.processes.get(id)).filter(|process| process.state == State::Running);
         let main = main.ok_or_else(|| format!("app {} is not running", app.name))?;
-        let job = Job::Exec(Box::new(spec));
         // SAFETY: the supervisor is a single thread.
-        let launched = unsafe { launch(&pod.launched_with, index, &job, Some(main.pidfd()), app.cgroup.as_ref()) };
+        let launched = unsafe { launch(&pod.launched_with, index, job, Some(main.pidfd()), app.cgroup.as_ref()) };
         let launched = launched.map_err(|error| error.to_string())?;
-        Ok(Reply::Later(WaitFor::Prepared(self.processes.add(index, false, launched))))
+        Ok(self.processes.add(index, false, launched))
+    }
+
+    fn processes_of(&self, name: &AppName) -> Result<Reply, Refusal> {
+        let index = self.app_index(name)?;
+        match self.pod.as_ref().map(|pod| &pod.apps[index].state) {
+            Some(AppState::Running { pid }) => Ok(Response::Processes { processes: processes::of_app(*pid) }.into()),
+            _ => Err(format!("app {name} is not running")),
+        }
+    }
+
+    fn freeze(&mut self, name: Option<&AppName>, frozen: bool) -> Result<Reply, Refusal> {
+        let chosen = name.map(|name| self.app_index(name)).transpose()?;
+        let pod = self.pod.as_mut().filter(|pod| !pod.is_stopping()).ok_or("the pod is not running")?;
+        let mut statuses = Vec::new();
+        let mut refusal = None;
+        for (index, app) in pod.apps.iter_mut().enumerate().filter(|(index, _)| chosen.is_none_or(|it| it == *index)) {
+            if !matches!(app.state, AppState::Running { .. }) {
+                if chosen == Some(index) {
+                    return Err(format!("app {} is not running", app.name));
+                }
+                continue;
+            }
+            match app.freeze(frozen) {
+                Ok(()) => statuses.push(app.status()),
+                Err(message) => refusal = Some(message),
+            }
+        }
+        statuses.into_iter().for_each(|status| self.tell(&Event::App(status)));
+        refusal.map_or_else(|| Ok(Response::Done.into()), Err)
     }
 
     fn start_process(&mut self, id: ProcessId) -> Result<Reply, Refusal> {

@@ -35,6 +35,8 @@ pub fn app(name: &str, script: &str) -> App {
         read_only_root: false,
         terminal: false,
         stdin: false,
+        health: None,
+        restart: Default::default(),
         stop_signal: libc::SIGTERM,
     }
 }

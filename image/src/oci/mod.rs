@@ -22,7 +22,7 @@ pub(crate) use files::Files;
 pub use files::Slice;
 pub(crate) use manifest::{Documents, read_image, select};
 pub(crate) use spec::{ConfigFile, Descriptor, HistoryEntry, Platform};
-pub use spec::{ImageConfig, MAX_CONFIG, MAX_LAYERS, MAX_MANIFEST, host_architecture};
+pub use spec::{ImageConfig, ImageHealthcheck, MAX_CONFIG, MAX_LAYERS, MAX_MANIFEST, host_architecture};
 
 use crate::digest::Digest;
 use crate::reference::Reference;

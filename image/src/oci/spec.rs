@@ -112,10 +112,31 @@ pub struct RootFs {
     pub diff_ids: Vec<String>,
 }
 
+/// How an image wants to be found well (docker's image specification 1.2; not in OCI's). Times are in nanoseconds, 0 and absence
+/// being the default.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct ImageHealthcheck {
+    /// `NONE`, `CMD` and words, or `CMD-SHELL` and a text for a shell.
+    #[serde(deserialize_with = "or_default")]
+    pub test: Vec<String>,
+    /// Time between two checks.
+    pub interval: Option<u64>,
+    /// Longest time of a check.
+    pub timeout: Option<u64>,
+    /// Time from the start in which failures do not count.
+    pub start_period: Option<u64>,
+    /// Failures in a row that count.
+    pub retries: Option<u32>,
+}
+
 /// How an image wants to be run (image-spec, config.md, "config").
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct ImageConfig {
+    /// How it is found well.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub healthcheck: Option<ImageHealthcheck>,
     /// `user`, `uid`, `user:group` or `uid:gid`; empty for root.
     #[serde(deserialize_with = "or_default")]
     pub user: String,

@@ -160,7 +160,12 @@ impl Unpacker {
         let header = entry.header();
         let owner = Owner::of(entry, self.policy)?;
         match header.entry_type() {
-            EntryType::Directory => return make_directory(parent.as_fd(), name, &owner).map_err(at(&path)),
+            EntryType::Directory => {
+                return make_directory(parent.as_fd(), name, &owner).map_err(|errno| match errno {
+                    Errno::NOTDIR | Errno::LOOP => ArchiveError::NoDirectory(path),
+                    errno => at(&path)(errno),
+                });
+            }
             EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
                 if header.entry_type() == EntryType::GNUSparse {
                     return Err(ArchiveError::Stream(io::ErrorKind::Unsupported.into()));

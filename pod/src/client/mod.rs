@@ -5,6 +5,7 @@
 //! Firecracker reaches a guest's vsock ports through a Unix socket. Both stage1s keep to it.
 
 mod exec;
+mod files;
 
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
@@ -14,14 +15,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use exec::{ExecStreams, exec};
+pub use files::{FilesError, get_files, put_files};
 
 use crate::PodDir;
+use crate::archive::Archived;
 use crate::manifest::AppName;
 use crate::protocol::{
     Envelope, ExecSpec, FrameError, ProcessId, REQUEST_PORT, Request, Response, SignalTarget, StreamKind, read_frame,
     write_frame,
 };
-use crate::status::{AppStats, AppStatus, ExitStatus};
+use crate::status::{AppStats, AppStatus, ExitStatus, ProcessInfo};
 
 /// How long an answer that needs no waiting may take. A guest under an emulator or a loaded host is slow, not dead.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
@@ -161,6 +164,36 @@ impl SupervisorClient {
             Response::Process { process } => Ok(process),
             _ => Err(ClientError::Unexpected),
         }
+    }
+
+    /// Makes a process that packs or unpacks files in an app; it waits for [`Self::start`].
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn prepare_archive(&self, app: AppName, what: Archived) -> Result<ProcessId, ClientError> {
+        match self.ask(Request::Archive { app, what })? {
+            Response::Process { process } => Ok(process),
+            _ => Err(ClientError::Unexpected),
+        }
+    }
+
+    /// The processes of an app.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn processes(&self, app: AppName) -> Result<Vec<ProcessInfo>, ClientError> {
+        match self.ask(Request::Processes { app })? {
+            Response::Processes { processes } => Ok(processes),
+            _ => Err(ClientError::Unexpected),
+        }
+    }
+
+    /// Holds the processes of an app, or of all, still, or lets them go on.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn freeze(&self, app: Option<AppName>, frozen: bool) -> Result<(), ClientError> {
+        self.ask_done(Request::Freeze { app, frozen })
     }
 
     /// Lets a process that was made by [`Self::prepare`] go.

@@ -85,6 +85,16 @@ impl Outputs {
         Ok(())
     }
 
+    /// How many streams have not ended.
+    pub fn under_way(&mut self) -> usize {
+        while let Ok(news) = self.news.try_recv() {
+            if matches!(news, News::Ended) {
+                self.open -= 1;
+            }
+        }
+        self.open
+    }
+
     /// What makes [`Self::wait`] return at once, from another thread.
     pub fn interrupter(&self) -> impl Fn() + Send + 'static {
         let sender = self.sender.clone();

@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use super::health::{HealthCheck, RestartPolicy};
 use super::isolator::Isolators;
 use super::name::AppName;
 use super::volume::Mount;
@@ -44,6 +45,12 @@ pub struct App {
     /// Whether its standard input is connected; `/dev/null` otherwise.
     #[serde(default)]
     pub stdin: bool,
+    /// How it is found well; not looked at when none.
+    #[serde(default)]
+    pub health: Option<HealthCheck>,
+    /// What is done when it ends by itself.
+    #[serde(default)]
+    pub restart: RestartPolicy,
     /// Signal number that asks it to stop.
     pub stop_signal: i32,
 }

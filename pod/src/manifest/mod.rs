@@ -4,6 +4,7 @@
 //! supervisor work from it alone.
 
 mod app;
+mod health;
 mod isolator;
 mod name;
 mod names;
@@ -14,6 +15,7 @@ mod seccomp;
 mod volume;
 
 pub use app::{App, AppImage, EnvironmentVariable, UserSpec};
+pub use health::{HealthCheck, RestartError, RestartPolicy};
 pub use isolator::{Capability, Isolators};
 pub use name::{AppName, NameError, VolumeName};
 pub use names::{DnsChoice, DnsSettings, DnsSource, DnsWord, HostsChoice, HostsEntry, is_host_name};

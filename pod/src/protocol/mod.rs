@@ -23,8 +23,9 @@ pub use spec::{
     WritableSource,
 };
 
+use crate::archive::Archived;
 use crate::manifest::{AppName, EnvironmentVariable, UserSpec};
-use crate::status::{AppStats, AppStatus, ExitStatus, PodReport};
+use crate::status::{AppStats, AppStatus, ExitStatus, PodReport, ProcessInfo};
 
 /// Version of this protocol. Both ends must have the same one.
 pub const PROTOCOL_VERSION: u32 = 1;
@@ -48,7 +49,7 @@ pub enum Event {
         protocol: u32,
     },
     /// An app's process exists; its streams can be opened. Sent for each app before any runs, so that streams can be
-    /// attached from the start.
+    /// attached from the start, and again for each process of an app that is started again.
     Prepared {
         /// The app.
         app: AppName,
@@ -107,7 +108,17 @@ pub enum Request {
         /// Which one.
         process: ProcessId,
     },
-    /// Open one of a process's streams; answered by [`Response::Stream`], then raw bytes.
+    /// Make a process in an app that packs or unpacks files; as [`Request::Exec`] from there on. It reads the files as a tar
+    /// stream from its standard input, or writes them to its standard output; what goes wrong it says on its standard error,
+    /// and exits with something else than 0.
+    Archive {
+        /// The app.
+        app: AppName,
+        /// What.
+        what: Archived,
+    },
+    /// Open one of a process's streams; answered by [`Response::Stream`], then raw bytes. Each can be opened once, but for the
+    /// standard input of a process with a terminal: what is typed there comes beside what else is typed.
     Stream {
         /// Whose.
         process: ProcessId,
@@ -139,6 +150,18 @@ pub enum Request {
     Status,
     /// What every app uses; answered by [`Response::Stats`].
     Stats,
+    /// The processes of an app; answered by [`Response::Processes`].
+    Processes {
+        /// The app.
+        app: AppName,
+    },
+    /// Hold the processes of apps still, or let them go on. Answered by [`Response::Done`] when it is so.
+    Freeze {
+        /// The app; all of them when none.
+        app: Option<AppName>,
+        /// Whether they are held.
+        frozen: bool,
+    },
     /// As [`Command::Stop`]; answered by [`Response::Done`] at once.
     Stop {
         /// Grace period in milliseconds; 0 kills at once.
@@ -215,6 +238,11 @@ pub enum Response {
         apps: Vec<AppStatus>,
         /// Main process of each app, in the same order; none when it was never started.
         processes: Vec<Option<ProcessId>>,
+    },
+    /// The processes of an app.
+    Processes {
+        /// By PID.
+        processes: Vec<ProcessInfo>,
     },
     /// What every app uses.
     Stats {

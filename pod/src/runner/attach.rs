@@ -58,7 +58,7 @@ impl Attacher {
             let client = self.client.clone();
             self.carry(app, stream, log.clone(), move || client.open_stream(process, kind))?;
         }
-        if self.typed_to.as_ref() == Some(&app.name) {
+        if self.takes_typed(app) {
             let client = self.client.clone();
             let trouble = report_trouble(&app.name);
             spawn("input", move || {
@@ -74,6 +74,11 @@ impl Attacher {
         Ok(())
     }
 
+    /// Whether an app gets what is typed: once, for what is typed to its first life is lost to a later one.
+    fn takes_typed(&mut self, app: &App) -> bool {
+        self.typed_to.take_if(|name| *name == app.name).is_some()
+    }
+
     fn attach_terminal(&mut self, app: &App, process: ProcessId, log: Arc<Mutex<AppLog>>) -> io::Result<()> {
         if self.attached {
             let terminals = match &self.terminals {
@@ -82,7 +87,7 @@ impl Attacher {
             };
             terminals.add(process);
         }
-        let typed = self.typed_to.as_ref() == Some(&app.name);
+        let typed = self.takes_typed(app);
         if typed {
             self.raw = RawTerminal::enter(io::stdin().as_fd())?;
         }

@@ -12,7 +12,7 @@ pub(super) struct Board {
 impl Board {
     /// All apps waiting.
     pub fn new(manifest: &PodManifest) -> Self {
-        let waiting = |name| AppStatus { name, state: AppState::Waiting };
+        let waiting = |name| AppStatus::new(name, AppState::Waiting);
         Self { apps: manifest.apps.iter().map(|app| waiting(app.name.clone())).collect() }
     }
 
@@ -26,7 +26,7 @@ impl Board {
         if let AppState::Failed { message, .. } = &mut status.state {
             *message = printable(message);
         }
-        match self.apps.iter_mut().find(|app| app.name == status.name && app.state != status.state) {
+        match self.apps.iter_mut().find(|app| app.name == status.name && **app != status) {
             Some(app) => {
                 *app = status;
                 true

@@ -15,7 +15,7 @@ use crate::console::{Signals, spawn};
 use crate::directory::RunningPod;
 use crate::exit::{NO_REPORT, PODVM_ERROR, SIGNAL_BASE};
 use crate::fault::{FaultPoint, reach};
-use crate::manifest::AppName;
+use crate::manifest::{AppName, RestartPolicy};
 use crate::protocol::{Command, Event, FrameError, PROTOCOL_VERSION, PodSpec, ProcessId, read_frame, write_frame};
 use crate::status::PodReport;
 use crate::timestamp::Timestamp;
@@ -39,6 +39,8 @@ const READ_OUT_IDLE: Duration = Duration::from_secs(2);
 const READ_OUT_LIMIT: Duration = Duration::from_secs(30);
 /// Shortest time between two records of the apps' states.
 const RECORD_INTERVAL: Duration = Duration::from_millis(200);
+/// Most output streams that are carried for an app: those of its present life, and some that are left of those before.
+const MAX_STREAMS_PER_APP: usize = 8;
 /// Most inputs that wait; whoever has more waits, too.
 const WAITING_INPUTS: usize = 64;
 
@@ -241,9 +243,14 @@ impl<'a> Session<'a> {
     fn attach(&mut self, app: &AppName, process: ProcessId) -> Option<End> {
         let app = self.pod.manifest().apps.iter().find(|known| known.name == *app)?;
         if self.attached.contains(&app.name) {
-            return None;
+            // A supervisor that says so without end gets no thread for each time.
+            let most = MAX_STREAMS_PER_APP * self.pod.manifest().apps.len();
+            if app.restart == RestartPolicy::No || self.attacher.outputs.under_way() >= most {
+                return None;
+            }
+        } else {
+            self.attached.push(app.name.clone());
         }
-        self.attached.push(app.name.clone());
         let attached = self.attacher.attach(app, process);
         reach(FaultPoint::StreamsAttached);
         let error = attached.err()?;

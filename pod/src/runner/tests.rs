@@ -39,6 +39,8 @@ fn app(app: &str) -> App {
         read_only_root: false,
         terminal: false,
         stdin: false,
+        health: None,
+        restart: Default::default(),
         stop_signal: 15,
     }
 }
@@ -74,7 +76,7 @@ fn spec(manifest: &PodManifest) -> PodSpec {
 }
 
 fn exited(app: &str, code: u8) -> AppStatus {
-    AppStatus { name: name(app), state: AppState::Exited { status: ExitStatus::Exited(code), oom_killed: false } }
+    AppStatus::new(name(app), AppState::Exited { status: ExitStatus::Exited(code), oom_killed: false })
 }
 
 fn report(code: u8) -> PodReport {
@@ -82,7 +84,7 @@ fn report(code: u8) -> PodReport {
 }
 
 fn running(app: &str) -> Event {
-    Event::App(AppStatus { name: name(app), state: AppState::Running { pid: 7 } })
+    Event::App(AppStatus::new(name(app), AppState::Running { pid: 7 }))
 }
 
 /// What a scripted supervisor has in its hands.

@@ -3,10 +3,15 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use podvm_pod::manifest::{AppName, ByteSize, Capability, CpuLimit, EnvironmentVariable, Mount, Rlimit, Seccomp};
+use podvm_pod::manifest::{
+    AppName, ByteSize, Capability, CpuLimit, EnvironmentVariable, Mount, RestartPolicy, Rlimit, Seccomp,
+};
+
+use crate::duration::Wait;
 
 const APP: &str = "App options (for each image)";
 const LIMITS: &str = "Limits and privileges (for each image)";
+const HEALTH: &str = "Health and restarts (for each image)";
 
 /// One app of a pod.
 #[derive(Debug, Clone, Args)]
@@ -90,6 +95,26 @@ pub struct AppArgs {
     /// Keep the app from writing to its root filesystem
     #[arg(long, help_heading = LIMITS)]
     pub readonly_rootfs: bool,
+    /// Command of a shell in the app that tells by its exit code 0 that the app is well, such as 'redis-cli ping'; none for no
+    /// check [default: the image's]
+    #[arg(long, value_name = "COMMAND", help_heading = HEALTH)]
+    pub health_cmd: Option<String>,
+    /// Time between two checks, such as 30s or 500ms; an app that was not found well yet is looked at every second [default: 30s]
+    #[arg(long, value_name = "TIME", help_heading = HEALTH)]
+    pub health_interval: Option<Wait>,
+    /// Longest time of a check, such as 5s; a longer one has failed [default: 30s]
+    #[arg(long, value_name = "TIME", help_heading = HEALTH)]
+    pub health_timeout: Option<Wait>,
+    /// Failures in a row that make the app unhealthy [default: 3]
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..), help_heading = HEALTH)]
+    pub health_retries: Option<u32>,
+    /// Time from the app's start in which failures do not count, such as 1m [default: one interval]
+    #[arg(long, value_name = "TIME", help_heading = HEALTH)]
+    pub health_start_period: Option<Wait>,
+    /// What is done when the app ends by itself: no, on-failure[:N] (start it again when it failed, at most N times) or always;
+    /// after 100ms at first, and a longer pause each time, up to 60s
+    #[arg(long, value_name = "POLICY", default_value = "no", help_heading = HEALTH)]
+    pub restart: RestartPolicy,
     /// Keep whatever the app executes from gaining privileges
     #[arg(long, help_heading = LIMITS)]
     pub no_new_privileges: bool,

@@ -97,7 +97,8 @@ pub struct RunArgs {
             "supplementary_gids", "working_dir", "memory", "cpu", "cpu_shares", "pids", "rlimits", "oom_score_adj",
             "interactive", "tty", "caps_retain", "caps_remove", "seccomp", "readonly_rootfs", "no_new_privileges",
             "volumes", "ports", "net", "private_net", "hostname", "dns", "dns_search", "dns_opt", "hosts_entries", "ipc",
-            "disk", "private_users",
+            "disk", "private_users", "health_cmd", "health_interval", "health_timeout", "health_retries",
+            "health_start_period", "restart",
         ]
     )]
     pub pod_manifest: Option<PathBuf>,

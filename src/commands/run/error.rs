@@ -116,6 +116,12 @@ pub enum PrepareError {
         "--ipc=host is for root's pods without --private-users: the host's memory and semaphores belong to its own users"
     )]
     HostIpcOfOthers,
+    /// Settings of a health check that is not there.
+    #[error("image {0} has no health check to be changed; give one with --health-cmd")]
+    NoHealthCheck(String),
+    /// What is typed would go to the first of many lives.
+    #[error("app {0}: --restart and --interactive exclude each other: what is typed cannot be given to the app again")]
+    InteractiveRestart(AppName),
     /// `--dns=host` or `--dns=none` beside something else.
     #[error(
         "--dns=host and --dns=none stand alone: leave out the other --dns, and with none also --dns-search and --dns-opt"

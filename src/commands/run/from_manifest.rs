@@ -91,6 +91,9 @@ fn check_app(app: &App, manifest: &PodManifest) -> Result<(), Fault> {
     if app.exec.is_empty() {
         return Err("its exec is empty; name a program".into());
     }
+    if app.health.as_ref().is_some_and(|health| health.exec.is_empty() || health.retries == 0) {
+        return Err("its health check needs a command, and retries of at least 1".into());
+    }
     if !is_plain(&app.working_directory) {
         return Err(format!("its working directory {:?} must be absolute and without ..", app.working_directory));
     }

@@ -6,7 +6,7 @@
 
 use std::path::{Path, PathBuf};
 
-use podvm_image::ImageConfig;
+use podvm_image::{ImageConfig, ImageHealthcheck};
 use podvm_pod::manifest::{AppImage, AppName, EnvironmentVariable, Protocol, UserSpec, VolumeName};
 
 use super::error::PrepareError;
@@ -51,6 +51,8 @@ pub struct ImageSettings {
     pub user: UserSpec,
     /// Signal that asks it to stop.
     pub stop_signal: Option<String>,
+    /// How it is found well.
+    pub health: Option<ImageHealthcheck>,
     /// Ports.
     pub ports: Vec<DeclaredPort>,
     /// Volumes.
@@ -78,6 +80,7 @@ impl ImageSettings {
             working_directory: given(&config.working_dir).map(PathBuf::from),
             user: UserSpec::from(config.user.as_str()),
             stop_signal: given(&config.stop_signal),
+            health: config.healthcheck.clone(),
             ports: Vec::new(),
             volumes: Vec::new(),
         };

@@ -8,7 +8,7 @@ use std::str::FromStr;
 use nix::sys::signal::Signal;
 use podvm_pod::manifest::{
     App, AppName, ByteSize, Capability, EnvironmentVariable, HostsChoice, HostsEntry, IpcMode, Isolators,
-    MANIFEST_VERSION, NetworkMode, PodManifest, PodResources, UserSpec,
+    MANIFEST_VERSION, NetworkMode, PodManifest, PodResources, RestartPolicy, UserSpec,
 };
 use podvm_pod::stage1::Stage1Kind;
 use podvm_pod::timestamp::Timestamp;
@@ -18,6 +18,7 @@ use super::app_arguments::AppArgs;
 use super::arguments::RunArgs;
 use super::environment::environment;
 use super::error::PrepareError;
+use super::health::health;
 use super::image::{DeclaredPort, ImageSettings};
 use super::{ports, volumes};
 
@@ -179,6 +180,9 @@ fn app(args: &AppArgs, image: &ImageSettings, name: AppName, hostname: &str, hos
     }
     let isolators = isolators(args);
     check_limits(&name, &isolators)?;
+    if args.restart != RestartPolicy::No && args.interactive {
+        return Err(PrepareError::InteractiveRestart(name));
+    }
     Ok(App {
         name,
         image: image.image.clone(),
@@ -192,6 +196,8 @@ fn app(args: &AppArgs, image: &ImageSettings, name: AppName, hostname: &str, hos
         read_only_root: args.readonly_rootfs,
         terminal: args.tty,
         stdin: args.interactive,
+        health: health(args, image)?,
+        restart: args.restart,
         stop_signal: stop_signal(image)?,
     })
 }
@@ -412,6 +418,29 @@ mod tests {
     }
 
     #[test]
+    fn health_and_restarts_are_the_images_or_the_users() {
+        let app = |text| assemble_text(text).unwrap().apps.remove(0);
+        assert_eq!(app("etcd").health, None);
+        let looked_at = app("--health-cmd true --health-interval 5s --health-retries 2 --restart on-failure:3 etcd");
+        assert_eq!(looked_at.restart, RestartPolicy::OnFailure { most: Some(3) });
+        let health = looked_at.health.unwrap();
+        assert_eq!(health.exec, ["/bin/sh", "-c", "true"]);
+        assert_eq!((health.interval_ms, health.timeout_ms, health.retries), (5_000, 30_000, 2));
+        let of_image = r#"{"Healthcheck":{"Test":["CMD","ok"],"Interval":7000000000,"StartPeriod":1000000}}"#;
+        let image = image("x", of_image).unwrap();
+        let health = |text: &str| {
+            let Ok(Parsed::Command(cli)) = parse(&text.split(' ').map(OsString::from).collect::<Vec<_>>()) else {
+                panic!("{text}")
+            };
+            let Command::Run(args) = cli.command else { panic!("{text}") };
+            super::health(&args.app, &image).unwrap()
+        };
+        let found = health("podvm run --health-timeout 1s x").unwrap();
+        assert_eq!((found.interval_ms, found.timeout_ms, found.start_period_ms, found.retries), (7_000, 1_000, 1, 3));
+        assert_eq!(health("podvm run --health-cmd none x"), None);
+    }
+
+    #[test]
     fn a_pods_resources_are_the_sum_of_its_apps() {
         let resources = |text| assemble_text(text).unwrap().resources;
         let two = resources("--memory 32M --cpu 0.5 etcd --- --cpu 700m plain -- x");
@@ -449,6 +478,8 @@ mod tests {
             ("-i etcd --- -i plain -- x", "both --interactive"),
             ("--hostname a_b etcd", "a_b"),
             ("--net=host etcd", "--stage1=ns"),
+            ("--health-retries 2 etcd", "--health-cmd"),
+            ("-i --restart always etcd", "--interactive"),
             ("--ipc=host etcd", "--stage1=ns"),
             ("--dns host --dns 192.0.2.1 etcd", "stand alone"),
             ("--dns none --dns-search x etcd", "stand alone"),

@@ -10,6 +10,7 @@ mod detach;
 mod environment;
 mod error;
 mod from_manifest;
+mod health;
 mod image;
 mod manifest;
 mod ports;

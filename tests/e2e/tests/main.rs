@@ -5,12 +5,15 @@
 mod bad_input;
 mod crash;
 mod etcd;
+mod files;
+mod health;
 mod kvm;
 mod life;
 mod limits;
 mod network;
 mod nginx;
 mod ns;
+mod observe;
 mod pods;
 mod postgres;
 mod redis;

@@ -1,0 +1,59 @@
+//! `podvm export`: an app's root filesystem as a tar archive.
+
+use std::fs::File;
+use std::io;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use podvm_pod::archive::{ArchiveError, Archived};
+use podvm_pod::client::get_files;
+use podvm_pod::manifest::AppName;
+
+use super::cp::write_to_stdout;
+use super::target::RunningPod;
+use crate::config::Config;
+
+const EXAMPLES: &str = "\
+Examples:
+  podvm export 8d3f --output root.tar              the only app's root, with what the app has written
+  podvm export 8d3f --app db | gzip > db.tar.gz    one of several apps', compressed
+Volumes, /proc, /sys and /dev are not in it: their places are empty directories.";
+
+/// Options of `podvm export`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct ExportArgs {
+    /// The pod: its UUID, or enough of its beginning
+    #[arg(value_name = "POD")]
+    pub pod: String,
+    /// The app; needed when the pod has several
+    #[arg(long, value_name = "APP")]
+    pub app: Option<AppName>,
+    /// Write to this file [default: standard output]
+    #[arg(long, short, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+}
+
+/// Exports an app's root. A file is there whole or not at all.
+pub fn run(args: &ExportArgs, config: &Config) -> Result<u8> {
+    let pod = RunningPod::find(config, &args.pod)?;
+    let app = pod.app(args.app.as_ref())?;
+    match &args.output {
+        None => get_files(&pod.client(), app, Archived::Root, write_to_stdout)?,
+        Some(path) => {
+            let name = path.file_name().with_context(|| format!("--output {} names no file", path.display()))?;
+            let new = path.with_file_name(format!(".{}.{}", name.to_string_lossy(), pod.uuid()));
+            let file = File::create_new(&new).with_context(|| format!("--output {}", path.display()))?;
+            let written = get_files(&pod.client(), app, Archived::Root, |mut stream| {
+                let copied = io::copy(&mut stream, &mut &file).and_then(|_| file.sync_all());
+                copied.map_err(ArchiveError::Stream)
+            });
+            let placed = written.map_err(anyhow::Error::from).and_then(|()| Ok(std::fs::rename(&new, path)?));
+            if placed.is_err() {
+                let _ = std::fs::remove_file(&new);
+            }
+            placed.with_context(|| format!("--output {}", path.display()))?;
+        }
+    }
+    Ok(0)
+}
