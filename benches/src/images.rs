@@ -132,7 +132,7 @@ impl Registry {
         let config = folder.join("registry.yml");
         let data = folder.join("registry");
         let storage = format!("storage:\n  filesystem: {{rootdirectory: {}}}\n", data.display());
-        let quiet = "log: {level: fatal, accesslog: {disabled: true}}";
+        let quiet = "log: {level: error, accesslog: {disabled: true}}";
         fs::write(&config, format!("version: 0.1\n{quiet}\n{storage}http: {{addr: \"{host}\"}}\n"))?;
         let process = Command::new("docker-registry")
             .arg("serve")

@@ -1,6 +1,9 @@
-//! Reading a layer from a registry. A connection that ends early is gone on with where it ended.
+//! Reading a layer from a registry. A connection that ends early is gone on with where it ended; of a large layer also
+//! after the end of the process, since what has arrived is kept in a file until the layer is stored.
 
+use std::fs::File;
 use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::thread::sleep;
 
@@ -20,12 +23,29 @@ pub struct RemoteBlob {
     pub(crate) repository: Arc<Repository>,
     pub(crate) digest: Digest,
     pub(crate) size: u64,
+    /// Where what has arrived is kept, if it is.
+    pub(crate) kept: Option<Arc<File>>,
 }
 
 impl RemoteBlob {
     /// Its bytes, from the first on.
     pub fn open(&self) -> BlobReader {
-        BlobReader { blob: self.clone(), done: 0, body: None, endpoint: 0, attempts: 0, last_progress: 0, failed: None }
+        let kept = self.kept.as_ref().and_then(|file| file.metadata().ok()).map_or(0, |metadata| metadata.len());
+        BlobReader {
+            blob: self.clone(),
+            done: 0,
+            kept: kept.min(self.size),
+            body: None,
+            endpoint: 0,
+            attempts: 0,
+            last_progress: 0,
+            failed: None,
+        }
+    }
+
+    /// The same, but what arrives is kept in `file`, and what is there already is not fetched.
+    pub(crate) fn keeping(&self, file: File) -> Self {
+        Self { kept: Some(Arc::new(file)), ..self.clone() }
     }
 
     fn name(&self) -> String {
@@ -37,6 +57,8 @@ impl RemoteBlob {
 pub struct BlobReader {
     blob: RemoteBlob,
     done: u64,
+    /// How many bytes the file had in the beginning.
+    kept: u64,
     body: Option<Box<dyn Read + Send>>,
     /// Which of the repository's endpoints is asked.
     endpoint: usize,
@@ -57,6 +79,15 @@ impl Read for BlobReader {
         if most == 0 {
             return Ok(0);
         }
+        if let Some(file) = self.blob.kept.as_ref().filter(|_| self.done < self.kept) {
+            let most = usize::try_from(self.kept - self.done).unwrap_or(usize::MAX).min(most);
+            let n = file.read_at(&mut buffer[..most], self.done)?;
+            self.done += n as u64;
+            if n == 0 {
+                return Err(io::Error::other("the kept part of a layer became shorter"));
+            }
+            return Ok(n);
+        }
         loop {
             let result = match &mut self.body {
                 Some(body) => body.read(&mut buffer[..most]),
@@ -67,6 +98,9 @@ impl Read for BlobReader {
             };
             match result {
                 Ok(n) if n > 0 => {
+                    if let Some(file) = &self.blob.kept {
+                        file.write_all_at(&buffer[..n], self.done)?;
+                    }
                     self.done += n as u64;
                     if self.done - self.last_progress >= PROGRESS {
                         (self.last_progress, self.attempts) = (self.done, 0);

@@ -60,7 +60,7 @@ impl Documents for AtRegistry<'_> {
     fn layer(&self, descriptor: &Descriptor) -> Result<(String, Digest, Packed), OciError> {
         let digest = self.digest(descriptor)?;
         let file = format!("layer {digest} of {}", self.name);
-        let remote = RemoteBlob { repository: Arc::clone(self.repository), digest, size: descriptor.size };
+        let remote = RemoteBlob { repository: Arc::clone(self.repository), digest, size: descriptor.size, kept: None };
         Ok((file, digest, Packed::Remote(remote)))
     }
 }

@@ -1,7 +1,7 @@
 //! Images from registries into the store.
 //!
-//! A layer goes from the connection through its checks straight into its EROFS image; nothing else of it is
-//! written. What a crash leaves are the layers that were whole, which the next fetch does not ask for again.
+//! A layer goes from the connection through its checks straight into its EROFS image. What a crash leaves are the layers
+//! that were whole, and the packed bytes that had arrived of large ones; the next fetch asks for neither again.
 
 use super::Store;
 use super::error::{StoreError, at};

@@ -1,6 +1,8 @@
 //! One layer from its packed file into the store.
 
-use std::{fs, io};
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 
 use super::Store;
 use super::error::{StoreError, at};
@@ -14,6 +16,9 @@ use crate::progress::{Event, Progress};
 
 /// See [`FoundLayer::rest`]; what a registry sends is not read without end.
 const MAX_REMOTE_REST: u64 = 256 << 20;
+
+/// Smallest packed layer of which parts are kept.
+const MIN_KEPT: u64 = 4 << 20;
 
 impl Store {
     /// Size of a stored layer, or `None` when it is not stored.
@@ -54,10 +59,44 @@ impl Store {
             return Ok(size);
         }
         progress.event(Event::Start { layer: number, diff_id: layer.diff_id, bytes: layer.packed.size() });
-        let (image, built) = self.convert(layer, number, limits, progress)?;
+        let (image, built) = self.convert_kept(layer, number, limits, progress)?;
         self.keep_layer(&layer.diff_id, image, &built)?;
         progress.event(Event::Stored { layer: number, diff_id: layer.diff_id });
         Ok(built.size)
+    }
+
+    /// Makes the EROFS image. Of a large layer from a registry, what arrives is kept until the image is whole, so that
+    /// it need not come again after a crash. The layer's lock is held, so that nobody else does the same.
+    fn convert_kept(
+        &self,
+        layer: &FoundLayer,
+        number: usize,
+        limits: &Limits,
+        progress: &dyn Progress,
+    ) -> Result<(Scratch, Built), StoreError> {
+        let Packed::Remote(remote) = &layer.packed else { return self.convert(layer, number, limits, progress) };
+        if remote.size < MIN_KEPT {
+            return self.convert(layer, number, limits, progress);
+        }
+        let path = self.partial_path(&remote.digest);
+        let file = File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
+        let file = file.map_err(at(&path))?;
+        let had = file.metadata().map_err(at(&path))?.len();
+        let attempt = |file: File| {
+            let keeping = FoundLayer { packed: Packed::Remote(remote.keeping(file)), ..layer.clone() };
+            self.convert(&keeping, number, limits, progress)
+        };
+        let mut result = attempt(file.try_clone().map_err(at(&path))?);
+        if had > 0 && !matches!(result, Ok(_) | Err(StoreError::Transfer(_))) {
+            // What was kept may have been damaged by a crash; all of it comes again.
+            file.set_len(0).map_err(at(&path))?;
+            result = attempt(file);
+        }
+        // Only what a connection's end has cut short is of use later.
+        if !matches!(result, Err(StoreError::Transfer(_))) {
+            fs::remove_file(&path).map_err(at(&path))?;
+        }
+        result
     }
 
     /// Makes the EROFS image in a scratch file and verifies all bytes that went into it.

@@ -1,5 +1,6 @@
 //! Finding images: by name, by id, by the start of an id. Reads a few small files, however large the images are.
 
+use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -108,17 +109,21 @@ impl Store {
 
     /// All images, by name; those without a name last.
     pub fn list(&self) -> Result<Vec<Image>, StoreError> {
-        let names = self.all_names()?;
+        let mut names: HashMap<Digest, Vec<Reference>> = HashMap::new();
+        for (name, id) in self.all_names()? {
+            names.entry(id).or_default().push(name);
+        }
         let mut images = Vec::new();
         for id in self.all_images()? {
             // One removed meanwhile is simply not there.
             if let Some(record) = self.image_record(&id)? {
-                let own = names.iter().filter(|(_, named)| *named == id);
-                images.push(image(record, own.map(|(name, _)| name.clone()).collect()));
+                images.push(image(record, names.remove(&id).unwrap_or_default()));
             }
         }
         images.sort_by(|a, b| {
-            let key = |image: &Image| (image.names.is_empty(), image.names.first().cloned(), image.id);
+            fn key(image: &Image) -> (bool, Option<&Reference>, Digest) {
+                (image.names.is_empty(), image.names.first(), image.id)
+            }
             key(a).cmp(&key(b))
         });
         Ok(images)

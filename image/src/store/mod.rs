@@ -9,6 +9,7 @@
 //! | `images/<id>/config.json`, `manifest.json` | configuration and manifest as they were |
 //! | `refs/<sha256 of the name>.json` | a name and the id it stands for |
 //! | `tmp/` | files in the making |
+//! | `partial/<digest>` | what has arrived of large packed layers whose transfer was cut short |
 //! | `locks/` | lock files; they hold nothing |
 //!
 //! Files appear whole and synced, by renames: a layer before the image that needs it, an image before its name.
@@ -70,7 +71,15 @@ impl Store {
             fs::create_dir_all(parent).map_err(at(parent))?;
         }
         // Layers hold other people's files, readable ones and secret ones: only root looks in.
-        for directory in [store.root.clone(), store.blobs(), store.images(), store.refs(), store.tmp(), store.locks()] {
+        for directory in [
+            store.root.clone(),
+            store.blobs(),
+            store.images(),
+            store.refs(),
+            store.tmp(),
+            store.partial(),
+            store.locks(),
+        ] {
             let mut builder = fs::DirBuilder::new();
             builder.recursive(true).mode(0o700).create(&directory).map_err(at(&directory))?;
         }
@@ -110,6 +119,15 @@ impl Store {
 
     fn tmp(&self) -> PathBuf {
         self.root.join("tmp")
+    }
+
+    fn partial(&self) -> PathBuf {
+        self.root.join("partial")
+    }
+
+    /// What has arrived of a packed layer.
+    fn partial_path(&self, digest: &Digest) -> PathBuf {
+        self.partial().join(digest.hex())
     }
 
     fn locks(&self) -> PathBuf {

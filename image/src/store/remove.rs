@@ -84,8 +84,22 @@ impl Store {
         let _alone = self.nobody_starts()?;
         let uses = uses().map_err(StoreError::Uses)?;
         let mut collected = self.collect(&uses)?;
-        collected.leftovers = sweep(&self.tmp()).map_err(at(self.tmp()))?;
+        if !collected.busy {
+            collected.leftovers += self.remove_partial()?;
+        }
+        collected.leftovers += sweep(&self.tmp()).map_err(at(self.tmp()))?;
         Ok(collected)
+    }
+
+    /// Removes what has arrived of layers that nobody fetches now.
+    fn remove_partial(&self) -> Result<usize, StoreError> {
+        let Some(_alone) = self.nobody_imports()? else { return Ok(0) };
+        let names = names_in(&self.partial())?;
+        for name in &names {
+            let path = self.partial().join(name);
+            fs::remove_file(&path).map_err(at(path))?;
+        }
+        Ok(names.len())
     }
 
     /// Takes an image out of sight by one rename, then removes it.

@@ -136,13 +136,18 @@ impl Content {
 
 /// A layer too large for one read, that does not get small when packed.
 fn large_layer(seed: u64) -> Vec<u8> {
+    noise_layer(seed, 3 << 20)
+}
+
+/// A layer with one file of so many bytes without a pattern.
+fn noise_layer(seed: u64, size: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let noise = std::iter::repeat_with(|| {
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;
-        state as u8
+        state.to_le_bytes()
     });
-    let noise = noise.take(3 << 20).collect::<Vec<u8>>();
+    let noise = noise.take(size / 8).flatten().collect::<Vec<u8>>();
     crate::tar::builder::archive(&[crate::tar::builder::Member::file("noise", noise)])
 }

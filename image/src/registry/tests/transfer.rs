@@ -198,3 +198,59 @@ fn a_fetch_that_is_killed_leaves_a_clean_store_and_whole_layers_stay() {
     assert_eq!(server.count(&digests[0].hex()), 1, "the layer that was whole is not fetched again");
     place.assert_clean();
 }
+
+/// An image of one layer that is large enough for its parts to be kept.
+fn very_large() -> (Content, Digest) {
+    let (content, layers) = Content::image(Packing::Plain, &[noise_layer(50, 5 << 20)]);
+    (content, layers[0])
+}
+
+fn partial(place: &Place) -> Vec<PathBuf> {
+    std::fs::read_dir(place.store.root().join("partial")).unwrap().map(|entry| entry.unwrap().path()).collect()
+}
+
+/// Cuts every connection for a layer after so many bytes.
+fn cutting(content: Content, layer: Digest, after: Arc<AtomicUsize>) -> Server {
+    Server::start(move |seen| match (content.answer(seen), after.load(Ordering::SeqCst)) {
+        (reply, after) if after > 0 && seen.path.contains(&layer.hex()) => reply.cut(after),
+        (reply, _) => reply,
+    })
+}
+
+#[test]
+fn what_has_arrived_of_a_large_layer_is_not_asked_for_again() {
+    let (content, layer) = very_large();
+    let after = Arc::new(AtomicUsize::new(100_000));
+    let server = cutting(content, layer, Arc::clone(&after));
+    let mut place = Place::new();
+    place.patience.attempts = 1;
+    let name = format!("{}/app", server.host());
+    assert!(place.fetch(&name).is_err());
+    assert_eq!(partial(&place).len(), 1);
+    assert_eq!(std::fs::metadata(&partial(&place)[0]).unwrap().len(), 100_000);
+    after.store(0, Ordering::SeqCst);
+    place.fetch(&name).unwrap();
+    let froms: Vec<usize> =
+        server.seen().iter().filter(|seen| seen.path.contains(&layer.hex())).map(Seen::from).collect();
+    assert_eq!(froms, [0, 100_000]);
+    assert!(partial(&place).is_empty());
+    place.assert_clean();
+}
+
+#[test]
+fn a_kept_part_that_is_damaged_comes_again_and_one_of_no_use_is_collected() {
+    let (content, layer) = very_large();
+    let server = content.serve();
+    let place = Place::new();
+    let path = place.store.root().join("partial").join(layer.hex());
+    std::fs::write(&path, vec![7; 1 << 20]).unwrap();
+    place.fetch(&format!("{}/app", server.host())).unwrap();
+    let froms: Vec<usize> =
+        server.seen().iter().filter(|seen| seen.path.contains(&layer.hex())).map(Seen::from).collect();
+    assert_eq!(froms, [1 << 20, 0]);
+    assert!(partial(&place).is_empty());
+    std::fs::write(&path, "left").unwrap();
+    assert_eq!(place.store.gc(&|| Ok(crate::Uses::default())).unwrap().leftovers, 1);
+    assert!(partial(&place).is_empty());
+    place.assert_clean();
+}
