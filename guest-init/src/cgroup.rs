@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 use podvm_pod::manifest::{AppName, CpuLimit, Isolators};
+use podvm_pod::protocol::SUPERVISOR_CGROUP;
 use podvm_pod::status::AppStats;
 
 use crate::step::{Step, StepError, note};
@@ -20,8 +21,6 @@ use crate::step::{Step, StepError, note};
 const CPU_PERIOD_USEC: u64 = 100_000;
 /// How long the freezing of an app is waited for.
 const FREEZE_WITHIN: Duration = Duration::from_millis(200);
-/// Where the supervisor goes, since the pod's cgroup may not hold processes beside its children; no app's name has this form.
-const OWN_CGROUP: &str = "_supervisor";
 
 /// The pod's cgroup.
 #[derive(Debug)]
@@ -56,7 +55,7 @@ impl Cgroups {
         let available = fs::read_to_string(&available).step(|| format!("read {}", available.display()))?;
         // Only the hierarchy's own root, which has no type, may hold processes and pass controllers on.
         if self.root.join("cgroup.type").exists() {
-            self.leave_root().step(|| format!("go to {}/{OWN_CGROUP}", self.root.display()))?;
+            self.leave_root().step(|| format!("go to {}/{SUPERVISOR_CGROUP}", self.root.display()))?;
         }
         let file = self.root.join("cgroup.subtree_control");
         for controller in available.split_whitespace() {
@@ -68,8 +67,13 @@ impl Cgroups {
         Ok(())
     }
 
+    /// The pod's cgroup may not hold processes beside its children.
     fn leave_root(&self) -> io::Result<()> {
-        let own = self.root.join(OWN_CGROUP);
+        let own = self.root.join(SUPERVISOR_CGROUP);
+        let this = std::process::id().to_string();
+        if read_small(&own.join("cgroup.procs")).is_ok_and(|processes| processes.lines().any(|line| line == this)) {
+            return Ok(());
+        }
         match fs::create_dir(&own) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
             _ => {}

@@ -6,15 +6,16 @@
 //! a service's, after it has moved to a child of it. Elsewhere, as from a user's shell, the pod's cgroup is
 //! `/podvm/<uuid>`. A host without cgroup2 has none; its pods run without limits, and the supervisor says which it missed.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
-use nix::unistd::Pid;
 use podvm_pod::fault::{FaultPoint, reach};
 use podvm_pod::manifest::{App, Isolators};
+use podvm_pod::protocol::SUPERVISOR_CGROUP;
 use podvm_pod::{PodDir, PodManifest};
 
 /// Where cgroup2 is mounted: alone, or beside version 1.
@@ -44,6 +45,8 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> CgroupError + '_ {
 #[derive(Debug)]
 pub struct PodCgroup {
     path: PathBuf,
+    /// The child that the supervisor is in, since a cgroup that passes controllers on may hold no process itself.
+    supervisor: File,
 }
 
 impl PodCgroup {
@@ -59,28 +62,33 @@ impl PodCgroup {
         fs::write(&record, path.as_os_str().as_encoded_bytes()).map_err(at(&record))?;
         reach(FaultPoint::CgroupRecorded);
         match make_below(mount, &parent, &path) {
-            Ok(()) => {
+            Ok(supervisor) => {
                 reach(FaultPoint::CgroupMade);
-                Ok(Some(Self { path }))
+                Ok(Some(Self { path, supervisor }))
             }
             Err(error) if is_read_only(&error) => Ok(None),
             Err(error) => Err(at(&path)(error)),
         }
     }
 
-    /// Moves the pod's first process into it, and lets `owner`, the pod's root at the host, divide it up.
+    /// Lets `owner`, the pod's root at the host, divide it up.
     ///
     /// # Errors
     /// [`CgroupError`].
-    pub fn delegate(&self, first: Pid, owner: u32) -> Result<(), CgroupError> {
-        let procs = self.path.join("cgroup.procs");
-        fs::write(&procs, first.to_string()).map_err(at(&procs))?;
-        // Those of cgroup-v2.rst, "Delegation Containment"; cgroup.type's reader needs no right.
-        for file in ["", "cgroup.procs", "cgroup.threads", "cgroup.subtree_control"] {
-            let path = self.path.join(file);
-            std::os::unix::fs::chown(&path, Some(owner), Some(owner)).map_err(at(&path))?;
+    pub fn delegate(&self, owner: u32) -> Result<(), CgroupError> {
+        for cgroup in [self.path.clone(), self.path.join(SUPERVISOR_CGROUP)] {
+            // Those of cgroup-v2.rst, "Delegation Containment"; cgroup.type's reader needs no right.
+            for file in ["", "cgroup.procs", "cgroup.threads", "cgroup.subtree_control"] {
+                let path = cgroup.join(file);
+                std::os::unix::fs::chown(&path, Some(owner), Some(owner)).map_err(at(&path))?;
+            }
         }
         Ok(())
+    }
+
+    /// Where the supervisor's process is to be made: to move one takes the kernel ten milliseconds.
+    pub fn supervisor(&self) -> BorrowedFd<'_> {
+        self.supervisor.as_fd()
     }
 
     /// Where it is.
@@ -171,8 +179,8 @@ fn parent(mount: &Path) -> io::Result<PathBuf> {
     Ok(if own != mount && own_processes(&own)?.is_some() { own } else { mount.join(FOLDER) })
 }
 
-/// Makes a pod's cgroup in `parent`, to which all controllers are passed on.
-fn make_below(mount: &Path, parent: &Path, path: &Path) -> io::Result<()> {
+/// Makes a pod's cgroup in `parent`, to which all controllers are passed on, and its child for the supervisor.
+fn make_below(mount: &Path, parent: &Path, path: &Path) -> io::Result<File> {
     let is_folder = parent == mount.join(FOLDER);
     if !is_folder {
         let inner = parent.join(OWN_CGROUP);
@@ -201,7 +209,9 @@ fn make_below(mount: &Path, parent: &Path, path: &Path) -> io::Result<()> {
         pass_controllers_on(mount);
     }
     pass_controllers_on(parent);
-    Ok(())
+    let supervisor = path.join(SUPERVISOR_CGROUP);
+    fs::create_dir(&supervisor)?;
+    File::open(&supervisor)
 }
 
 /// Leaves the cgroup that a pod's was in as it was before: without the folder, when it was the last pod there; without the

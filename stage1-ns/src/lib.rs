@@ -156,7 +156,12 @@ impl NsStage1 {
         let writable = self.writable(pod)?;
         let users = manifest.private_users.then(|| UserRange::lease(pods, manifest.uuid)).transpose()?;
         reach(FaultPoint::UsersLeased);
-        let walls = Walls::build(&self.supervisor, pod, self.is_unprivileged)?;
+        let cgroup = PodCgroup::make(pod.dir())?;
+        if let (Some(cgroup), Some(range)) = (&cgroup, users) {
+            cgroup.delegate(range.first)?;
+        }
+        let place = cgroup.as_ref().map(PodCgroup::supervisor);
+        let walls = Walls::build(&self.supervisor, pod, self.is_unprivileged, place)?;
         let mut user_namespace = None;
         if let Some(range) = users {
             range.map(walls.process())?;
@@ -164,10 +169,6 @@ impl NsStage1 {
         }
         let network = self.connect(manifest, &walls, leases)?;
         reach(FaultPoint::NetworkMade);
-        let cgroup = PodCgroup::make(pod.dir())?;
-        if let (Some(cgroup), Some(range)) = (&cgroup, users) {
-            cgroup.delegate(walls.process(), range.first)?;
-        }
         let source = TreeSource {
             manifest,
             writable: &writable,

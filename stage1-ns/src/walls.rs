@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -53,11 +53,16 @@ pub struct Walls {
 
 impl Walls {
     /// Makes the namespaces; a network namespace unless the pod shares the host's, and a user namespace if it has users of its
-    /// own. `is_unprivileged` says that this process is in a user namespace itself.
+    /// own. `is_unprivileged` says that this process is in a user namespace itself. The process is made in `cgroup`.
     ///
     /// # Errors
     /// [`WallsError`]; nothing is left then.
-    pub fn build(program: &Path, pod: &RunningPod, is_unprivileged: bool) -> Result<Self, WallsError> {
+    pub fn build(
+        program: &Path,
+        pod: &RunningPod,
+        is_unprivileged: bool,
+        cgroup: Option<BorrowedFd<'_>>,
+    ) -> Result<Self, WallsError> {
         let listener = UnixListener::bind(pod.dir().supervisor_socket())?;
         reach(FaultPoint::SocketBound);
         let (primary, inner) = UnixStream::pair()?;
@@ -74,7 +79,7 @@ impl Walls {
             lock: pod.lock_fd(),
         };
         // SAFETY: the stage1 is called in a process of one thread.
-        match unsafe { clone_process(namespaces(manifest)) }.map_err(WallsError::Namespaces)? {
+        match unsafe { clone_process(namespaces(manifest), cgroup) }.map_err(WallsError::Namespaces)? {
             None => {
                 drop(handover);
                 let (has_users, mounts_sysfs) = (manifest.private_users, is_unprivileged || manifest.private_users);
@@ -141,17 +146,24 @@ fn read_only(program: &Path) -> io::Result<OwnedFd> {
     Ok(program)
 }
 
-/// Makes a process as fork(2) does, with `CLONE_*` flags (clone3(2)). Returns nothing in the new process.
+/// Makes a process as fork(2) does, with `CLONE_*` flags, within `cgroup` if given (clone3(2)). Returns nothing in the new
+/// process.
 ///
 /// # Safety
 /// The calling process must have no other thread.
-unsafe fn clone_process(flags: libc::c_int) -> io::Result<Option<(Pid, OwnedFd)>> {
+unsafe fn clone_process(flags: libc::c_int, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Option<(Pid, OwnedFd)>> {
+    /// `CLONE_INTO_CGROUP` of linux/sched.h, which needs more than 32 bits.
+    const INTO_CGROUP: u64 = 0x2_0000_0000;
     let mut pidfd: RawFd = -1;
     // SAFETY: all zeroes are a valid clone_args.
     let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
     arguments.flags = (flags | libc::CLONE_PIDFD) as u64;
     arguments.pidfd = (&raw mut pidfd) as u64;
     arguments.exit_signal = libc::SIGCHLD as u64;
+    if let Some(cgroup) = cgroup {
+        arguments.flags |= INTO_CGROUP;
+        arguments.cgroup = cgroup.as_raw_fd() as u64;
+    }
     // SAFETY: the arguments are valid; without CLONE_VM the child has its own copy of all memory.
     let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const arguments, size_of_val(&arguments)) };
     match pid {

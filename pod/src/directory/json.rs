@@ -24,18 +24,32 @@ impl PodDir {
 
     pub(super) fn write_json(&self, name: &str, content: &impl Serialize) -> Result<(), DirectoryError> {
         let directory = File::open(&self.path).map_err(io_error(&self.path))?;
-        replace_json_at(directory.as_fd(), name, content).map_err(io_error(&self.path.join(name)))
+        replace_json_at(directory.as_fd(), name, content, Durability::Now).map_err(io_error(&self.path.join(name)))
     }
+}
+
+/// When a file is to be on disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Durability {
+    /// Before anything else happens.
+    Now,
+    /// When the kernel gets to it: what it tells is no longer so after a crash of the host.
+    Eventually,
 }
 
 /// Replaces a file in an open directory in one step: readers see the old content or the new, also after a crash.
 ///
 /// On a full disk a file that is there is written over instead, which takes no more room: that a pod's end is told matters more
 /// than that a crash at that very moment leaves a readable file.
-pub(super) fn replace_json_at(directory: BorrowedFd<'_>, name: &str, content: &impl Serialize) -> io::Result<()> {
+pub(super) fn replace_json_at(
+    directory: BorrowedFd<'_>,
+    name: &str,
+    content: &impl Serialize,
+    durability: Durability,
+) -> io::Result<()> {
     let mut bytes = serde_json::to_vec_pretty(content)?;
     bytes.push(b'\n');
-    match write_and_rename(directory, name, &bytes) {
+    match write_and_rename(directory, name, &bytes, durability) {
         Err(error) if error.kind() == io::ErrorKind::StorageFull => {
             overwrite(directory, name, bytes).map_err(|_| error)
         }
@@ -43,12 +57,14 @@ pub(super) fn replace_json_at(directory: BorrowedFd<'_>, name: &str, content: &i
     }
 }
 
-fn write_and_rename(directory: BorrowedFd<'_>, name: &str, bytes: &[u8]) -> io::Result<()> {
+fn write_and_rename(directory: BorrowedFd<'_>, name: &str, bytes: &[u8], durability: Durability) -> io::Result<()> {
     let temporary = format!(".{name}.new");
     let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_TRUNC | OFlag::O_CLOEXEC;
     let mut file = File::from(openat(directory, temporary.as_str(), flags, Mode::from_bits_truncate(0o600))?);
     file.write_all(bytes)?;
-    file.sync_data()?;
+    if durability == Durability::Now {
+        file.sync_data()?;
+    }
     Ok(renameat(directory, temporary.as_str(), directory, name)?)
 }
 

@@ -4,7 +4,7 @@ use std::io;
 
 use serde::{Deserialize, Serialize};
 
-use super::json::replace_json_at;
+use super::json::{Durability, replace_json_at};
 use super::lock::{Locking, lock_exclusive};
 use super::{DirectoryError, PodDir, io_error};
 use crate::stage1::Stage1Kind;
@@ -134,10 +134,12 @@ impl PodDir {
         match lock_exclusive(&self.path)? {
             Locking::Gone => Ok(()),
             Locking::Held => Err(DirectoryError::Alive(self.uuid)),
-            Locking::Taken(lock) => match replace_json_at(lock.as_fd(), GARBAGE, &Garbage { since: now }) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-                other => other.map_err(io_error(&self.path.join(GARBAGE))),
-            },
+            Locking::Taken(lock) => {
+                match replace_json_at(lock.as_fd(), GARBAGE, &Garbage { since: now }, Durability::Now) {
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                    other => other.map_err(io_error(&self.path.join(GARBAGE))),
+                }
+            }
         }
     }
 }

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::fcntl::Flock;
 
-use super::json::replace_json_at;
+use super::json::{Durability, replace_json_at};
 use super::phase::{Phase, STATE};
 use super::{DirectoryError, PodDir, io_error};
 use crate::fault::{FaultPoint, reach};
@@ -128,6 +128,12 @@ impl RunningPod {
 
     /// Goes through the lock's own descriptor, for the process may have left the host's root by now.
     fn record(&self, phase: &Phase) -> Result<(), DirectoryError> {
-        replace_json_at(self.pod.lock.as_fd(), STATE, phase).map_err(io_error(&self.pod.dir.path.join(STATE)))
+        // How a pod ended is worth the wait; that it was alive is of no interest once the host is not.
+        let durability = match phase {
+            Phase::Exited { .. } => Durability::Now,
+            Phase::Prepared { .. } | Phase::Starting { .. } | Phase::Running { .. } => Durability::Eventually,
+        };
+        replace_json_at(self.pod.lock.as_fd(), STATE, phase, durability)
+            .map_err(io_error(&self.pod.dir.path.join(STATE)))
     }
 }

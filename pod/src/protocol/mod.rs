@@ -34,6 +34,9 @@ pub const PRIMARY_PORT: u32 = 1025;
 /// vsock port in the guest where the supervisor takes request connections.
 pub const REQUEST_PORT: u32 = 1024;
 
+/// Name of the cgroup below the pod's that the supervisor is in, where there is one; no app's name has this form.
+pub const SUPERVISOR_CGROUP: &str = "_supervisor";
+
 /// The supervisor's name for a process it started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
