@@ -111,7 +111,7 @@ impl Machine {
         config.vcpus = manifest.resources.cpus.clamp(1, MAX_CPUS) as u8;
         config.console = Some(console(&pod.dir().path().join("console.log"))?);
 
-        config.add_device(Block::new(layers(&spec::distinct_layers(manifest))?, "layers"))?;
+        config.add_device(Block::new(layers(&manifest.distinct_layers())?, "layers"))?;
         let writable = pod.dir().path().join("writable.img");
         let writable = writable::create(&writable, manifest.resources.disk, &stage1.root.join("templates"))?;
         config.add_device(Block::new(Disk::writable(writable)?, "writable"))?;

@@ -12,17 +12,6 @@ const LAYERS_DISK: &str = "/dev/vda";
 /// The writable disk as the guest names it.
 const WRITABLE_DISK: &str = "/dev/vdb";
 
-/// All layers of a pod's apps, each once, in the order of their partitions.
-pub fn distinct_layers(manifest: &PodManifest) -> Vec<&Path> {
-    let mut layers: Vec<&Path> = Vec::new();
-    for layer in manifest.apps.iter().flat_map(|app| &app.image.layers) {
-        if !layers.contains(&layer.as_path()) {
-            layers.push(layer);
-        }
-    }
-    layers
-}
-
 /// The host directories to share, with their virtio-fs tags: the volumes' names.
 pub fn shared_directories(manifest: &PodManifest) -> Vec<(&str, &Path, bool)> {
     manifest
@@ -37,7 +26,7 @@ pub fn shared_directories(manifest: &PodManifest) -> Vec<(&str, &Path, bool)> {
 
 /// The pod as the supervisor is to run it.
 pub fn pod_spec(manifest: &PodManifest, network: NetworkSpec) -> PodSpec {
-    let numbers: BTreeMap<&Path, usize> = distinct_layers(manifest).into_iter().zip(1..).collect();
+    let numbers: BTreeMap<&Path, usize> = manifest.distinct_layers().into_iter().zip(1..).collect();
     let partition = |layer: &PathBuf| {
         let number = numbers.get(layer.as_path()).copied().unwrap_or_default();
         LayerSource::Erofs(format!("{LAYERS_DISK}{number}").into())

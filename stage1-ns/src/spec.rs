@@ -19,20 +19,9 @@ pub const LAYERS: &str = "/layers";
 /// The folder of the host's directories, each named as its volume.
 pub const VOLUMES: &str = "/volumes";
 
-/// All layers of a pod's apps, each once.
-pub fn distinct_layers(manifest: &PodManifest) -> Vec<&Path> {
-    let mut layers: Vec<&Path> = Vec::new();
-    for layer in manifest.apps.iter().flat_map(|app| &app.image.layers) {
-        if !layers.contains(&layer.as_path()) {
-            layers.push(layer);
-        }
-    }
-    layers
-}
-
 /// The pod as the supervisor is to run it.
 pub fn pod_spec(manifest: &PodManifest, network: NetworkSpec) -> PodSpec {
-    let distinct = distinct_layers(manifest);
+    let distinct = manifest.distinct_layers();
     let place = |layer: &PathBuf| {
         let number = distinct.iter().position(|other| *other == layer).unwrap_or_default();
         LayerSource::Directory(Path::new(LAYERS).join(number.to_string()))

@@ -10,7 +10,7 @@ use podvm_pod::manifest::{IpcMode, NetworkMode, Volume, VolumeKind};
 
 use crate::handover::Part;
 use crate::mount::{MountAttrFlags, bind, layer, looped, map_owners, restrict};
-use crate::spec::{CGROUP, LAYERS, SHM, VOLUMES, WRITABLE, distinct_layers};
+use crate::spec::{CGROUP, LAYERS, SHM, VOLUMES, WRITABLE};
 
 /// Devices that can be shown, but not made, where users are mapped.
 const DEVICES: [&str; 6] = ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty"];
@@ -91,7 +91,7 @@ impl TreeSource<'_> {
     /// [`TreeError`].
     pub fn parts(&self) -> Result<Vec<Part>, TreeError> {
         let mut parts = Vec::new();
-        for (number, path) in distinct_layers(self.manifest).into_iter().enumerate() {
+        for (number, path) in self.manifest.distinct_layers().into_iter().enumerate() {
             let failed = |source| TreeError::Layer { path: path.into(), source };
             let mount = layer(path).and_then(|mount| self.mapped(mount)).map_err(failed)?;
             parts.push(Part::directory(Path::new(LAYERS).join(number.to_string()), mount));

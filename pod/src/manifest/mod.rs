@@ -25,6 +25,8 @@ pub use rlimit::{RESOURCES, Rlimit, RlimitError};
 pub use seccomp::{Seccomp, SeccompAction, SeccompError};
 pub use volume::{Mount, Volume, VolumeError, VolumeKind};
 
+use std::path::Path;
+
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -70,6 +72,17 @@ pub struct PodManifest {
 }
 
 impl PodManifest {
+    /// All layers of the pod's apps, each once, in the order of the apps.
+    pub fn distinct_layers(&self) -> Vec<&Path> {
+        let mut layers: Vec<&Path> = Vec::new();
+        for layer in self.apps.iter().flat_map(|app| &app.image.layers) {
+            if !layers.contains(&layer.as_path()) {
+                layers.push(layer);
+            }
+        }
+        layers
+    }
+
     /// The volume of that name, if the pod has one.
     pub fn volume(&self, name: &VolumeName) -> Option<&Volume> {
         self.volumes.iter().find(|volume| &volume.name == name)
