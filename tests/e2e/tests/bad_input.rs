@@ -76,7 +76,7 @@ fn a_layout_whose_bytes_are_not_what_they_should_be_is_refused_whole() {
     fs::write(&largest, bytes).unwrap();
     let layout = blobs.parent().unwrap().parent().unwrap();
     let digest = largest.file_name().unwrap().to_str().unwrap();
-    refused(&host, &["image", "import", layout.to_str().unwrap(), "--name", "bad"], &[&digest[..12]]);
+    refused(&host, &["image", "import", "--quiet", layout.to_str().unwrap(), "--name", "bad"], &[&digest[..12]]);
     let listed = host.podvm(["image", "list", "--output", "json"]).run().expect_code(0).json();
     assert_eq!(listed.as_array().map(Vec::len), Some(0), "{listed}");
 }
