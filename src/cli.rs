@@ -222,6 +222,15 @@ mod tests {
     }
 
     #[test]
+    fn a_pod_is_prepared_as_it_is_run() {
+        let cli = parse_text("podvm prepare --net=none a --- b --memory 32M").unwrap();
+        let Command::Prepare(args) = cli.command else { panic!("{cli:?}") };
+        assert_eq!(args.further_apps.len(), 1);
+        let help = parse_text("podvm prepare --help").unwrap_err();
+        assert!(help.contains("--volume") && !help.contains("--detach") && !help.contains("--rm"), "{help}");
+    }
+
+    #[test]
     fn three_dashes_are_an_ordinary_argument_of_other_commands() {
         let cli = parse_text("podvm exec 1234 echo --- x").unwrap();
         let Command::Exec(args) = cli.command else { panic!("{cli:?}") };

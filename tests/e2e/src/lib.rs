@@ -59,6 +59,11 @@ pub fn is_nightly() -> bool {
     std::env::var_os("PODVM_E2E_NIGHTLY").is_some()
 }
 
+/// Whether all takes ten times as long here and more: `PODVM_E2E_EMULATED`, which `cargo xtask test` sets in an emulated lab.
+pub fn is_emulated() -> bool {
+    std::env::var_os("PODVM_E2E_EMULATED").is_some()
+}
+
 /// The OCI layout directory of one of the tests' images (see podvm-lab's catalogue).
 pub fn layout(name: &str) -> PathBuf {
     let layout = workspace().join("target/test-images").join(name);

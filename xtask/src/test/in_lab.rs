@@ -33,6 +33,8 @@ pub struct Options {
 const BOTH_WALLS: (&str, &str) = ("podvm-e2e/e2e", "PODVM_E2E_STAGE1");
 /// The variable that asks for the long forms of tests.
 const NIGHTLY: &str = "PODVM_E2E_NIGHTLY";
+/// The variable that tells tests that all is slow.
+const EMULATED: &str = "PODVM_E2E_EMULATED";
 /// The stage1s. Tests that hold for one alone are in a module of its name.
 const STAGE1S: [&str; 2] = ["kvm", "ns"];
 
@@ -103,6 +105,7 @@ pub fn run(options: &Options, tally: &mut Tally) {
 
 fn run_all(lab: &Lab, tests: &[&Test<'_>], options: &Options, tally: &mut Tally) {
     let mut session = None;
+    let is_emulated = matches!(lab, Lab::Emulated(_));
     for test in tests {
         let start = Instant::now();
         let place = if matches!(lab, Lab::Direct) { "on this host: " } else { "" };
@@ -118,13 +121,13 @@ fn run_all(lab: &Lab, tests: &[&Test<'_>], options: &Options, tally: &mut Tally)
             }
         }
         let Some(running) = &mut session else { continue };
-        let (mut outcome, alive) = run_one(running, test, options);
+        let (mut outcome, alive) = run_one(running, test, options, is_emulated);
         if !alive {
             session = boot(lab).ok();
             // The emulator is known to hang now and then; a test that takes the machine down does so again.
             if let Some(running) = &mut session {
                 println!("{label} ... the lab's machine died; once more");
-                let (second, alive) = run_one(running, test, options);
+                let (second, alive) = run_one(running, test, options, is_emulated);
                 outcome = second;
                 session = session.filter(|_| alive);
             }
@@ -156,7 +159,7 @@ fn boot(lab: &Lab) -> anyhow::Result<Session> {
 }
 
 /// Runs one test; tells also whether the session can go on.
-fn run_one(session: &mut Session, test: &Test<'_>, options: &Options) -> (Outcome, bool) {
+fn run_one(session: &mut Session, test: &Test<'_>, options: &Options, is_emulated: bool) -> (Outcome, bool) {
     let path = test.executable.path.display().to_string();
     let command = LabCommand::new([path.as_str(), "--exact", &test.name, "--nocapture", "--test-threads=1"])
         .directory(&test.executable.directory)
@@ -166,6 +169,7 @@ fn run_one(session: &mut Session, test: &Test<'_>, options: &Options) -> (Outcom
         Some(stage1) => command.env(BOTH_WALLS.1, stage1),
         None => command,
     };
+    let command = if is_emulated { command.env(EMULATED, "1") } else { command };
     let command = if options.is_nightly { command.env(NIGHTLY, "1") } else { command };
     let mut all = Vec::new();
     let ended = session.run(command, &mut |stream, bytes| {

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use podvm_e2e::{is_nightly, on_private_host, stage1};
+use podvm_e2e::{is_emulated, is_nightly, on_private_host, stage1};
 
 use super::{A_WHILE, Particulars, Scene, kill_process, supervisor};
 
@@ -31,11 +31,17 @@ fn nothing_leaks_whenever_a_process_dies() {
     if !on_private_host("crash::moments::nothing_leaks_whenever_a_process_dies", 20 * A_WHILE) {
         return;
     }
-    let (count, longest) = match (stage1(), is_nightly()) {
-        ("ns", true) => (200, 300),
-        ("ns", false) => (15, 300),
-        (_, true) => (40, 12_000),
-        _ => (2, 12_000),
+    let longest = match (stage1(), is_emulated()) {
+        ("ns", false) => 300,
+        ("ns", true) => 5_000,
+        (_, false) => 1_000,
+        (_, true) => 12_000,
+    };
+    let count = match (is_emulated(), is_nightly()) {
+        (false, true) => 200,
+        (false, false) => 15,
+        (true, true) => 40,
+        (true, false) => 2,
     };
     let mut scene = Scene::new();
     let mut chance = Chance::new();

@@ -5,16 +5,20 @@ use std::path::Path;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use podvm_e2e::{Host, Invocation, Running, Snapshot, on_private_host, stage1, wait_for};
+use podvm_e2e::{Host, Invocation, Running, Snapshot, is_emulated, on_private_host, stage1, wait_for};
 
 use super::A_WHILE;
 
 /// First port of the host that is published.
 const FIRST_PORT: u16 = 7100;
 
-/// How many pods run at once; an emulated machine has room for few VMs.
+/// How many pods run at once.
 fn many() -> u16 {
-    if stage1() == "ns" { 50 } else { 3 }
+    match (stage1(), is_emulated()) {
+        (_, false) => 50,
+        ("ns", true) => 8,
+        (_, true) => 3,
+    }
 }
 
 fn get(port: u16) -> Option<String> {
@@ -108,7 +112,7 @@ fn two_pods_share_a_volume_and_a_uuid_file_names_the_later() {
 fn collections_and_starts_at_once_disturb_nobody() {
     let host = Host::empty();
     let image = host.image("busybox");
-    let rounds = if stage1() == "ns" { 10 } else { 1 };
+    let rounds = if is_emulated() { 1 } else { 10 };
     for _ in 0..rounds {
         let pods: Vec<Running> = (0..4)
             .map(|_| host.podvm(["run", "--disk", "32M", &image, "--", "sh", "-c", "echo fine"]).spawn())
