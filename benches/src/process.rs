@@ -20,6 +20,18 @@ pub struct Cost {
     pub peak_kib: u64,
 }
 
+/// Runs a command that is too short to be looked at meanwhile; returns its milliseconds. It must succeed.
+pub fn milliseconds(words: &[String]) -> Result<f64> {
+    let (program, arguments) = words.split_first().context("a command has a program")?;
+    let start = Instant::now();
+    let output = Command::new(program).args(arguments).stdin(Stdio::null()).output();
+    let taken = start.elapsed().as_secs_f64() * 1000.0;
+    let output = output.with_context(|| format!("cannot run {program}"))?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "`{}` failed ({}): {}", words.join(" "), output.status, said.trim());
+    Ok(taken)
+}
+
 /// Runs a command to its end; it must succeed.
 pub fn measure(words: &[String]) -> Result<Cost> {
     let (program, arguments) = words.split_first().context("a command has a program")?;

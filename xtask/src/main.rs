@@ -7,6 +7,7 @@ mod image_bench;
 mod images;
 mod lab;
 mod setup;
+mod start_bench;
 mod step;
 mod test;
 
@@ -41,6 +42,8 @@ enum Command {
     Bench(bench::Arguments),
     /// Measures what fetching images costs, beside podman
     ImageBench(image_bench::Arguments),
+    /// Measures what starting a pod behind namespaces takes, beside crun and runc
+    StartBench(start_bench::Arguments),
     /// Makes the images that tests and the demo run, in target/test-images
     Images,
     /// Sets up, builds and runs all tests; the last line counts them
@@ -58,6 +61,7 @@ fn main() -> ExitCode {
         }
         Command::Bench(arguments) => bench::run(&arguments),
         Command::ImageBench(arguments) => image_bench::run(&arguments),
+        Command::StartBench(arguments) => start_bench::run(&arguments),
         Command::Images => images::make_all().map(|()| ExitCode::SUCCESS),
         Command::Test(arguments) => test::run(&arguments),
         Command::Lab(arguments) => lab::run(arguments),
