@@ -11,8 +11,8 @@ use clap::{Parser, Subcommand};
 
 use crate::commands::run::AppArgs;
 use crate::commands::{
-    attach, cat_manifest, completion, cp, doctor, exec, export, gc, image, list, logs, pause, rm, run, stats, status,
-    stop, top, version,
+    attach, cat_manifest, completion, cp, doctor, exec, export, gc, image, list, logs, man, pause, rm, run, stats,
+    status, stop, top, version,
 };
 
 /// What separates the apps of a pod.
@@ -24,6 +24,7 @@ const PREPARE_USAGE: &str = "podvm prepare [OPTIONS] IMAGE [OPTIONS] [-- ARGS…
 #[derive(Debug, Parser)]
 #[command(name = "podvm", bin_name = "podvm", version, max_term_width = 100, arg_required_else_help = true)]
 #[command(
+    help_template = crate::help::template(),
     after_help = "Exit codes: that of the command run in a pod; 254 when podvm itself could not do what was asked."
 )]
 pub struct Cli {
@@ -99,6 +100,8 @@ pub enum Command {
     Version(version::VersionArgs),
     /// Print a completion script for a shell
     Completion(completion::CompletionArgs),
+    /// Write manual pages into a directory
+    Man(man::ManArgs),
 }
 
 /// What a command line turned out to be.

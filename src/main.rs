@@ -9,6 +9,7 @@ mod cli;
 mod commands;
 mod config;
 mod duration;
+mod help;
 mod output;
 mod rootless;
 mod stage1;

@@ -11,6 +11,7 @@ pub mod gc;
 pub mod image;
 pub mod list;
 pub mod logs;
+pub mod man;
 pub mod pause;
 pub mod rm;
 pub mod run;
@@ -66,6 +67,7 @@ pub fn run_command(cli: Cli) -> Result<u8> {
         // These work where the configuration is broken.
         Command::Version(args) => version::run(&args),
         Command::Completion(args) => Ok(completion::run(&args)),
+        Command::Man(args) => man::run(&args),
     }
 }
 

@@ -163,21 +163,30 @@ impl RunArgs {
 }
 
 /// `--ipc`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum IpcChoice {
-    /// The pod's own.
-    Private,
-    /// The host's.
-    #[value(alias = "parent")]
-    Host,
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IpcChoice(IpcMode);
+
+/// No such choice.
+#[derive(Debug, thiserror::Error)]
+#[error("{0:?}: use private or host")]
+pub struct UnknownIpc(String);
+
+impl FromStr for IpcChoice {
+    type Err = UnknownIpc;
+
+    fn from_str(text: &str) -> Result<Self, UnknownIpc> {
+        match text {
+            "private" => Ok(Self(IpcMode::Private)),
+            // As rkt spells it.
+            "host" | "parent" => Ok(Self(IpcMode::Host)),
+            _ => Err(UnknownIpc(text.into())),
+        }
+    }
 }
 
 impl From<IpcChoice> for IpcMode {
     fn from(choice: IpcChoice) -> Self {
-        match choice {
-            IpcChoice::Private => Self::Private,
-            IpcChoice::Host => Self::Host,
-        }
+        choice.0
     }
 }
 
