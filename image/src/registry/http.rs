@@ -102,7 +102,8 @@ pub struct Http {
     hosts: BTreeMap<String, HostSettings>,
     /// Trusted instead of the system's.
     ca: Option<PathBuf>,
-    agents: Mutex<HashMap<Trust, Agent>>,
+    /// By whom they trust, and whether they go past the environment's proxy.
+    agents: Mutex<HashMap<(Trust, bool), Agent>>,
 }
 
 impl Http {
@@ -125,12 +126,15 @@ impl Http {
             Trust::System(self.hosts.get(url.authority()).and_then(|host| host.ca.clone()))
         };
         let mut agents = self.agents.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(agent) = agents.get(&trust) {
+        // A proxy is elsewhere, and has a loopback of its own.
+        let is_direct = url.is_loopback();
+        let key = (trust, is_direct);
+        if let Some(agent) = agents.get(&key) {
             return Ok(agent.clone());
         }
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let tls = TlsConfig::builder().unversioned_rustls_crypto_provider(provider);
-        let tls = match &trust {
+        let tls = match &key.0 {
             Trust::Plain => tls,
             Trust::Anyone => tls.disable_verification(true).root_certs(RootCerts::Specific(Arc::default())),
             Trust::System(own) => {
@@ -155,10 +159,10 @@ impl Http {
             .timeout_recv_response(Some(self.patience.read))
             .timeout_per_read(Some(self.patience.read))
             .timeout_per_write(Some(self.patience.read))
-            .tls_config(tls.build())
-            .build();
-        let agent = config.new_agent();
-        agents.insert(trust, agent.clone());
+            .tls_config(tls.build());
+        let config = if is_direct { config.proxy(None) } else { config };
+        let agent = config.build().new_agent();
+        agents.insert(key, agent.clone());
         Ok(agent)
     }
 

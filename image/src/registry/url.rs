@@ -1,6 +1,7 @@
 //! Just enough of URLs (RFC 3986) for registries: what they redirect to, and whether that is another origin.
 
 use std::fmt;
+use std::net::IpAddr;
 
 /// An absolute `http` or `https` URL.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,6 +86,16 @@ impl Url {
         &self.authority
     }
 
+    /// Whether it leads to this host itself.
+    pub fn is_loopback(&self) -> bool {
+        let host = match self.authority.rsplit_once(':') {
+            Some((host, port)) if !port.contains(']') => host,
+            _ => &self.authority,
+        };
+        let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+        host == "localhost" || address.is_ok_and(|address| address.is_loopback())
+    }
+
     /// Whether two URLs lead to the same scheme, host and port.
     pub fn same_origin(&self, other: &Self) -> bool {
         let port = |url: &Self| {
@@ -146,6 +157,22 @@ mod tests {
         assert!(url("https://a.x/1").same_origin(&url("https://A.x:443/2")));
         for other in ["http://a.x/", "https://a.x:444/", "https://b.x/"] {
             assert!(!url("https://a.x/").same_origin(&url(other)), "{other}");
+        }
+    }
+
+    #[test]
+    fn this_host_is_known_by_its_names() {
+        for (host, expected) in [
+            ("localhost:5000", true),
+            ("127.0.0.1", true),
+            ("127.9.9.9:1", true),
+            ("[::1]:443", true),
+            ("[::1]", true),
+            ("localhost.example", false),
+            ("128.0.0.1", false),
+            ("[::2]", false),
+        ] {
+            assert_eq!(Url::of_host(true, host).is_loopback(), expected, "{host}");
         }
     }
 
