@@ -123,7 +123,6 @@ const ALLOWED: &[&str] = &[
     "io_cancel",
     "io_destroy",
     "io_getevents",
-    "io_pgetevents",
     "io_setup",
     "io_submit",
     "ioctl",
@@ -322,6 +321,7 @@ const ALLOWED: &[&str] = &[
 /// Allowed to none.
 const REFUSED: &[&str] = &[
     "add_key",
+    "io_pgetevents",
     "kexec_file_load",
     "kexec_load",
     "migrate_pages",

@@ -274,7 +274,9 @@ impl Supervisor {
             State::Failed { message, code } => AppState::Failed { message, code },
         };
         let app = self.pod.as_ref().map(|pod| &pod.apps[index]);
-        if app.is_some_and(|app| next != app.state && !app.is_over()) {
+        // Another life that ended as the one before is news, too.
+        let is_news = |app: &RunningApp| next != app.state || matches!(next, AppState::Restarting { .. });
+        if app.is_some_and(|app| is_news(app) && !app.is_over()) {
             self.app_changed(index, next);
         }
     }

@@ -90,6 +90,14 @@ fn an_attached_user_sees_what_comes_and_types() {
 }
 
 #[test]
+fn what_is_typed_reaches_the_terminal_of_an_app_in_the_background() {
+    let host = Host::new();
+    let pod = start(&host, &["--interactive", "--tty"], "exec sh");
+    let attached = host.podvm(["attach", &pod]).input("echo is $((40 + 2))\nexit 9\n").run().expect_code(9);
+    attached.expect_stdout("is 42");
+}
+
+#[test]
 fn leaving_an_app_leaves_it_running() {
     let host = Host::new();
     let pod = start(&host, &[], "trap exit TERM; n=0; while :; do n=$((n+1)); echo line $n; sleep 0.2; done");
