@@ -17,6 +17,8 @@ use podvm_pod::status::AppStats;
 
 use crate::step::{Step, StepError, note};
 
+/// The controllers that limits and statistics are from.
+const USED_CONTROLLERS: [&str; 4] = ["cpu", "io", "memory", "pids"];
 /// Length of the period that `cpu.max` is given for, in microseconds: the kernel's own default.
 const CPU_PERIOD_USEC: u64 = 100_000;
 /// How long the freezing of an app is waited for.
@@ -58,7 +60,8 @@ impl Cgroups {
             self.leave_root().step(|| format!("go to {}/{SUPERVISOR_CGROUP}", self.root.display()))?;
         }
         let file = self.root.join("cgroup.subtree_control");
-        for controller in available.split_whitespace() {
+        // The others limit nothing here, and each takes the kernel its time.
+        for controller in available.split_whitespace().filter(|name| USED_CONTROLLERS.contains(name)) {
             // A controller that cannot be enabled is missed when a limit needs it.
             if let Err(error) = write(&file, format!("+{controller}")) {
                 note(format_args!("the controller {controller} stays off in {}: {error}", self.root.display()));

@@ -18,6 +18,8 @@ use nix::unistd::{Whence, lseek64};
 
 /// Smallest disk that is worth a filesystem.
 pub const MIN_DISK: ByteSize = ByteSize::mib(16);
+/// Size of a disk for which none was asked for.
+pub const DEFAULT_DISK: ByteSize = ByteSize::mib(10 << 10);
 /// Changes when templates are made in another way; old ones are then left unused.
 const TEMPLATE_VERSION: u32 = 1;
 

@@ -21,7 +21,7 @@ use podvm_vmm::devices::vsock::{Vsock, VsockConfig, VsockConnector};
 use podvm_vmm::machine::{ConsoleSink, VmConfig};
 
 use crate::{KvmStage1, gpt, spec};
-use podvm_pod::writable::{self, WritableError};
+use podvm_pod::writable::{self, DEFAULT_DISK, WritableError};
 
 /// The guest's vsock address. Each VM has a vsock of its own, so they can all have the same.
 const GUEST_CID: u32 = 3;
@@ -113,7 +113,8 @@ impl Machine {
 
         config.add_device(Block::new(layers(&manifest.distinct_layers())?, "layers"))?;
         let writable = pod.dir().path().join("writable.img");
-        let writable = writable::create(&writable, manifest.resources.disk, &stage1.root.join("templates"))?;
+        let size = manifest.resources.disk.unwrap_or(DEFAULT_DISK);
+        let writable = writable::create(&writable, size, &stage1.root.join("templates"))?;
         config.add_device(Block::new(Disk::writable(writable)?, "writable"))?;
         if let Some(card) = card(network)? {
             config.add_device(card)?;

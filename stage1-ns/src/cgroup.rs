@@ -26,6 +26,8 @@ const FOLDER: &str = "podvm";
 const OWN_CGROUP: &str = "_podvm";
 /// The file of the pod directory that names the pod's cgroup.
 const RECORD: &str = "cgroup";
+/// The controllers that limits and statistics are from.
+const USED_CONTROLLERS: [&str; 4] = ["cpu", "io", "memory", "pids"];
 /// How long processes that were killed may take to be gone.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -264,7 +266,8 @@ fn pass_controllers_on(cgroup: &Path) {
     let available = fs::read_to_string(cgroup.join("cgroup.controllers")).unwrap_or_default();
     let passed = cgroup.join("cgroup.subtree_control");
     let present = fs::read_to_string(&passed).unwrap_or_default();
-    for controller in available.split_whitespace().filter(|name| !present.split_whitespace().any(|on| on == *name)) {
+    let is_off = |name: &&str| !present.split_whitespace().any(|on| on == *name);
+    for controller in available.split_whitespace().filter(|name| USED_CONTROLLERS.contains(name)).filter(is_off) {
         let _ = fs::write(&passed, format!("+{controller}"));
     }
 }

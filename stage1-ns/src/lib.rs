@@ -41,7 +41,7 @@ use podvm_pod::fault::{FaultPoint, reach};
 use podvm_pod::manifest::NetworkMode;
 use podvm_pod::runner::{PodIo, Runner};
 use podvm_pod::status::PodReport;
-use podvm_pod::writable::{self, WritableError};
+use podvm_pod::writable::{self, DEFAULT_DISK, WritableError};
 use podvm_pod::{PodManifest, PodsRoot, Stage1, Stage1Kind};
 
 pub use cgroup::undo;
@@ -181,16 +181,19 @@ impl NsStage1 {
         Ok(Standing { supervisor, primary, network, users, cgroup })
     }
 
-    /// Where what the apps write goes: a disk of bounded size, or a directory for who may not mount one.
+    /// Where what the apps write goes: a directory, or a disk where its size is to be bounded or the host's filesystem will not
+    /// do. To attach and mount one takes longer than all the rest, and takes root.
     fn writable(&self, pod: &RunningPod) -> Result<PathBuf, NsError> {
-        let dir = pod.dir().path();
-        if self.is_unprivileged {
+        let (manifest, dir) = (pod.manifest(), pod.dir().path());
+        let must_be_disk = manifest.resources.disk.is_some() || manifest.private_users || !mount::can_be_upper(dir);
+        if self.is_unprivileged || !must_be_disk {
             let directory = dir.join("writable");
             std::fs::create_dir(&directory).map_err(WallsError::Io)?;
             return Ok(directory);
         }
         let disk = dir.join("writable.img");
-        writable::create(&disk, pod.manifest().resources.disk, &self.root.join("templates"))?;
+        let size = manifest.resources.disk.unwrap_or(DEFAULT_DISK);
+        writable::create(&disk, size, &self.root.join("templates"))?;
         Ok(disk)
     }
 

@@ -21,6 +21,16 @@ pub fn host_mounts_erofs() -> bool {
     fsopen("erofs", FsOpenFlags::FSOPEN_CLOEXEC).is_ok()
 }
 
+/// Whether overlayfs takes a directory of this filesystem as its upper one (Linux Documentation/filesystems/overlayfs.rst,
+/// "Upper and Lower"). What is not known to be refused is tried.
+pub fn can_be_upper(directory: &Path) -> bool {
+    use nix::sys::statfs::{FUSE_SUPER_MAGIC, FsType, NFS_SUPER_MAGIC, OVERLAYFS_SUPER_MAGIC, statfs};
+    /// `V9FS_MAGIC` of linux/magic.h.
+    const V9FS_MAGIC: FsType = FsType(0x0102_1997);
+    let refused = [OVERLAYFS_SUPER_MAGIC, NFS_SUPER_MAGIC, FUSE_SUPER_MAGIC, V9FS_MAGIC];
+    statfs(directory).is_ok_and(|found| !refused.contains(&found.filesystem_type()))
+}
+
 /// A layer: an EROFS image from its file, or, before Linux 6.12, from a loop device; or a directory as it is.
 ///
 /// # Errors

@@ -16,7 +16,7 @@ fn manifest() -> PodManifest {
         hosts: Vec::new(),
         ipc: Default::default(),
         private_users: false,
-        resources: PodResources { memory: ByteSize::mib(64), cpus: 1, disk: ByteSize::mib(64) },
+        resources: PodResources { memory: ByteSize::mib(64), cpus: 1, disk: Some(ByteSize::mib(64)) },
     }
 }
 

@@ -120,6 +120,8 @@ pub struct PodResources {
     pub memory: ByteSize,
     /// Virtual CPUs of the VM, or the width of the pod's cgroup; at least 1.
     pub cpus: u32,
-    /// Size of the writable layer that all apps of the pod share; it takes room only as it is filled.
-    pub disk: ByteSize,
+    /// Size of the writable layer that all apps of the pod share; it takes room only as it is filled. When none, a VM has
+    /// [`crate::writable::DEFAULT_DISK`], and what is written behind namespaces is not bounded.
+    #[serde(default)]
+    pub disk: Option<ByteSize>,
 }

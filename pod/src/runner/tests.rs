@@ -59,7 +59,7 @@ fn manifest() -> PodManifest {
         dns: Default::default(),
         hosts: Vec::new(),
         ipc: Default::default(),
-        resources: PodResources { memory: ByteSize::mib(64), cpus: 1, disk: ByteSize::mib(64) },
+        resources: PodResources { memory: ByteSize::mib(64), cpus: 1, disk: Some(ByteSize::mib(64)) },
     }
 }
 

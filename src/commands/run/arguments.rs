@@ -102,9 +102,9 @@ pub struct RunArgs {
         ]
     )]
     pub pod_manifest: Option<PathBuf>,
-    /// Most that the apps may write beside their volumes, together
-    #[arg(long, value_name = "SIZE", default_value = "10G", help_heading = POD)]
-    pub disk: ByteSize,
+    /// Most that the apps may write beside their volumes, together [default: 10G in a VM]
+    #[arg(long, value_name = "SIZE", help_heading = POD)]
+    pub disk: Option<ByteSize>,
     /// Start in the background and print the pod's UUID once its apps run
     #[arg(long, short, help_heading = POD)]
     pub detach: bool,

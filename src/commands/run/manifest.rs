@@ -12,6 +12,7 @@ use podvm_pod::manifest::{
 };
 use podvm_pod::stage1::Stage1Kind;
 use podvm_pod::timestamp::Timestamp;
+use podvm_pod::writable::MIN_DISK;
 use uuid::Uuid;
 
 use super::app_arguments::AppArgs;
@@ -295,15 +296,20 @@ fn check_interactive(args: &RunArgs, apps: &[App]) -> Result<(), PrepareError> {
 ///
 /// # Errors
 /// More memory than the host has, or too small a disk.
-pub fn resources(apps: &[App], disk: ByteSize, host: &Host, stage1: Stage1Kind) -> Result<PodResources, PrepareError> {
+pub fn resources(
+    apps: &[App],
+    disk: Option<ByteSize>,
+    host: &Host,
+    stage1: Stage1Kind,
+) -> Result<PodResources, PrepareError> {
     let of_app = |app: &App| app.isolators.memory.unwrap_or(UNLIMITED_APP_MEMORY).bytes();
     let memory = apps.iter().map(of_app).fold(VM_MEMORY.bytes(), u64::saturating_add);
     // Behind namespaces only what is used counts.
     if stage1 == Stage1Kind::Kvm && memory > host.memory.bytes() {
         return Err(PrepareError::TooMuchMemory { wanted: ByteSize(memory), present: host.memory });
     }
-    if disk < podvm_pod::writable::MIN_DISK {
-        return Err(PrepareError::TooSmallDisk { given: disk, minimum: podvm_pod::writable::MIN_DISK });
+    if let Some(given) = disk.filter(|given| *given < MIN_DISK) {
+        return Err(PrepareError::TooSmallDisk { given, minimum: MIN_DISK });
     }
     // What is left of a CPU by one app can be another's; whole CPUs are needed only for the sum.
     let thousandths: u64 = apps.iter().filter_map(|app| app.isolators.cpu).map(|limit| u64::from(limit.0)).sum();

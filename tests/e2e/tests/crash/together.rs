@@ -34,7 +34,7 @@ fn many_pods_start_at_once_and_answer_and_stop_and_leave_nothing() {
     }
     let host = Host::empty();
     let image = host.image("busybox");
-    host.podvm(["run", "--rm", &image, "--", "true"]).run().expect_code(0);
+    host.podvm(["run", "--rm", "--disk", "32M", &image, "--", "true"]).run().expect_code(0);
     wait_for("the first pod is removed", A_WHILE, || host.pods().is_empty().then_some(()));
     host.gc().expect_code(0);
     std::thread::sleep(Duration::from_millis(500));
