@@ -12,7 +12,8 @@ use super::*;
 use crate::directory::{Phase, PodDir, PodState, PodsRoot};
 use crate::exit::NO_REPORT;
 use crate::manifest::{
-    App, AppImage, AppName, ByteSize, Isolators, MANIFEST_VERSION, NetworkMode, PodManifest, PodResources, UserSpec,
+    App, AppImage, AppName, ByteSize, Isolators, MANIFEST_VERSION, NetworkMode, PodManifest, PodResources,
+    RestartPolicy, UserSpec,
 };
 use crate::protocol::{
     Command, Envelope, Event, NetworkSpec, PROTOCOL_VERSION, ProcessId, Request, Response, StreamKind, WritableSource,
@@ -51,7 +52,7 @@ fn manifest() -> PodManifest {
         uuid: Uuid::new_v4(),
         created: 1,
         hostname: "pod".into(),
-        apps: vec![app("web"), app("db")],
+        apps: vec![app("web"), App { restart: RestartPolicy::Always, ..app("db") }],
         volumes: Vec::new(),
         ports: Vec::new(),
         network: NetworkMode::None,
@@ -194,6 +195,19 @@ fn changes_of_an_apps_state_are_recorded_while_the_pod_runs() {
         }
         supervisor.finish(0);
     });
+}
+
+#[test]
+fn an_app_that_is_started_again_is_logged_again_and_no_other_is() {
+    let ended = run_against(None, |supervisor| {
+        supervisor.start_apps();
+        supervisor.say(Event::Prepared { app: name("web"), process: ProcessId(7) });
+        supervisor.say(Event::Prepared { app: name("db"), process: ProcessId(8) });
+        supervisor.finish(0);
+    });
+    let log = |app: &str| std::fs::read_to_string(ended.dir.logs().join(format!("{app}.log"))).unwrap();
+    assert!(log("db").contains("out of 1\n") && log("db").contains("out of 8\n"), "{}", log("db"));
+    assert!(!log("web").contains("out of 7"), "{}", log("web"));
 }
 
 #[test]
