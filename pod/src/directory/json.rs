@@ -77,3 +77,21 @@ fn overwrite(directory: BorrowedFd<'_>, name: &str, mut bytes: Vec<u8>) -> io::R
     file.write_all(&bytes)?;
     file.sync_data()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_longer_file_that_is_written_over_reads_as_the_new_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let directory = File::open(folder.path()).unwrap();
+        let path = folder.path().join("f.json");
+        for (before, after) in [("[1,2,3,4,5]", "[6]"), ("[1]", "[2,3,4,5,6]")] {
+            fs::write(&path, before).unwrap();
+            overwrite(directory.as_fd(), "f.json", after.into()).unwrap();
+            let read: Vec<u8> = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+            assert_eq!(read, serde_json::from_str::<Vec<u8>>(after).unwrap());
+        }
+    }
+}

@@ -86,3 +86,87 @@ fn a_damaged_state_says_how_to_be_rid_of_it() {
     let message = pod.dir().state().unwrap_err().to_string();
     assert!(message.contains("state.json") && message.contains("podvm rm"), "{message}");
 }
+
+#[test]
+fn preparations_and_sweeps_at_once_lose_nothing() {
+    let root = tempfile::tempdir().unwrap();
+    let pods = PodsRoot::new(root.path());
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| (0..20).for_each(|_| drop(pods.prepare(manifest()).unwrap())));
+            scope.spawn(|| (0..100).for_each(|_| assert!(pods.sweep().unwrap() <= 4)));
+        }
+    });
+    assert_eq!(pods.list().unwrap().len(), 80);
+    assert_eq!(pods.sweep().unwrap(), 0);
+}
+
+#[test]
+fn who_only_looks_keeps_nobody_from_a_pod() {
+    let root = tempfile::tempdir().unwrap();
+    let pods = PodsRoot::new(root.path());
+    let is_over = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_over.load(std::sync::atomic::Ordering::Relaxed) {
+                pods.list().unwrap().iter().for_each(|dir| drop(dir.is_alive()));
+            }
+        });
+        for _ in 0..20 {
+            let dir = pods.prepare(manifest()).unwrap().leave(Stage1Kind::Ns).unwrap();
+            drop(dir.claim().unwrap());
+            dir.remove().unwrap();
+        }
+        is_over.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+}
+
+#[test]
+fn a_prepared_pod_is_claimed_by_one_and_once() {
+    let root = tempfile::tempdir().unwrap();
+    let pods = PodsRoot::new(root.path());
+    let dir = pods.prepare(manifest()).unwrap().leave(Stage1Kind::Ns).unwrap();
+    assert_eq!(dir.state().unwrap().0, PodState::Prepared);
+    let (pod, stage1) = dir.claim().unwrap();
+    assert_eq!(stage1, Stage1Kind::Ns);
+    assert!(matches!(dir.claim(), Err(DirectoryError::Alive(_))));
+    drop(pod.start(stage1).unwrap());
+    assert!(matches!(dir.claim(), Err(DirectoryError::NotPrepared(_))));
+    dir.remove().unwrap();
+    assert!(matches!(dir.claim(), Err(DirectoryError::NotFound(_))));
+}
+
+#[test]
+fn a_preparation_that_was_cut_short_is_aborted() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = PodsRoot::new(root.path()).prepare(manifest()).unwrap().dir().clone();
+    assert_eq!(dir.state().unwrap().0, PodState::Aborted);
+    assert!(matches!(dir.claim(), Err(DirectoryError::NotPrepared(_))));
+}
+
+#[test]
+fn of_a_link_in_a_pods_place_only_the_link_is_removed() {
+    let root = tempfile::tempdir().unwrap();
+    let pods = PodsRoot::new(root.path());
+    let dir = pods.prepare(manifest()).unwrap().dir().clone();
+    let moved = root.path().join("moved");
+    fs::rename(dir.path(), &moved).unwrap();
+    std::os::unix::fs::symlink(&moved, dir.path()).unwrap();
+    assert!(matches!(dir.state(), Err(DirectoryError::NoDirectory { .. })));
+    dir.remove().unwrap();
+    assert!(moved.join("manifest.json").exists() && fs::symlink_metadata(dir.path()).is_err());
+}
+
+#[test]
+fn a_mark_as_garbage_replaces_the_one_before() {
+    let root = tempfile::tempdir().unwrap();
+    let pod = PodsRoot::new(root.path()).prepare(manifest()).unwrap();
+    let dir = pod.dir().clone();
+    assert!(matches!(dir.mark_garbage(1), Err(DirectoryError::Alive(_))));
+    drop(pod);
+    assert_eq!(dir.garbage_since(), None);
+    for since in [7, 5] {
+        dir.mark_garbage(since).unwrap();
+        assert_eq!(dir.garbage_since(), Some(since));
+    }
+}

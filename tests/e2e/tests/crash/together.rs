@@ -17,7 +17,7 @@ fn many() -> u16 {
     match (stage1(), is_emulated()) {
         (_, false) => 50,
         ("ns", true) => 8,
-        (_, true) => 3,
+        (_, true) => 2,
     }
 }
 
@@ -29,7 +29,8 @@ fn get(port: u16) -> Option<String> {
 
 #[test]
 fn many_pods_start_at_once_and_answer_and_stop_and_leave_nothing() {
-    if !on_private_host("crash::together::many_pods_start_at_once_and_answer_and_stop_and_leave_nothing", 5 * A_WHILE) {
+    if !on_private_host("crash::together::many_pods_start_at_once_and_answer_and_stop_and_leave_nothing", 10 * A_WHILE)
+    {
         return;
     }
     let host = Host::empty();
@@ -52,7 +53,7 @@ fn many_pods_start_at_once_and_answer_and_stop_and_leave_nothing() {
         })
         .collect();
     let mut uuids: Vec<String> =
-        starts.into_iter().map(|start| start.wait(A_WHILE).expect_code(0).stdout.trim().to_owned()).collect();
+        starts.into_iter().map(|start| start.wait(4 * A_WHILE).expect_code(0).stdout.trim().to_owned()).collect();
     for number in 0..many() {
         let answer = wait_for("the pod answers", A_WHILE, || get(FIRST_PORT + number));
         assert_eq!(answer, format!("pod {number}\n"));
@@ -146,4 +147,48 @@ fn a_running_pod_is_removed_only_by_force_and_once() {
     assert!(codes.contains(&Some(0)), "{codes:?}");
     assert!(host.pods().is_empty());
     assert!(!Path::new(host.root()).join("pods").join(&uuid).exists());
+}
+
+#[test]
+fn a_pod_that_is_alone_in_its_cgroup_leaves_it_as_it_was() {
+    if stage1() != "ns" {
+        podvm_e2e::skip!("a VM makes no cgroups");
+    }
+    let name = "crash::together::a_pod_that_is_alone_in_its_cgroup_leaves_it_as_it_was";
+    if !on_private_host(name, 2 * A_WHILE) {
+        return;
+    }
+    let mut mounts = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].into_iter().map(Path::new);
+    let Some(mount) = mounts.find(|mount| mount.join("cgroup.procs").exists()) else {
+        podvm_e2e::skip!("this host has no cgroup2");
+    };
+    let host = Host::empty();
+    let image = host.image("busybox");
+    host.podvm(["run", "--rm", "--net=none", &image, "--", "true"]).run().expect_code(0);
+    wait_for("the first pod is removed", A_WHILE, || host.pods().is_empty().then_some(()));
+    host.gc().expect_code(0);
+    // As a service manager makes one.
+    let service = mount.join("service");
+    fs::create_dir(&service).unwrap();
+    let passed_on = || fs::read_to_string(service.join("cgroup.subtree_control")).unwrap();
+    let (before, passed_before) = (Snapshot::take(&host), passed_on());
+    let podvm = podvm_e2e::prefix().join("bin/podvm");
+    let call = format!("{} --root {} run --stage1=ns --net=none {image} --", podvm.display(), host.root().display());
+    let start = |script: &str| {
+        let script = format!("echo $$ > {}/cgroup.procs; exec {call} {script}", service.display());
+        Invocation::new("/bin/sh", ["-c", &script]).spawn()
+    };
+    let mut pod = start("sh -c 'echo up; exec sleep 600'");
+    pod.wait_for_stdout("up", A_WHILE);
+    assert!(service.join(&host.pods()[0]).is_dir(), "the pod is not below its service's cgroup");
+    pod.signal(Signal::SIGKILL);
+    pod.wait(A_WHILE);
+    host.gc().expect_code(0);
+    before.expect_again(&host, Duration::from_secs(20), "the pod was killed");
+    assert_eq!(passed_on(), passed_before);
+
+    start("true").wait(A_WHILE).expect_code(0);
+    host.gc().expect_code(0);
+    before.expect_again(&host, Duration::from_secs(20), "the pod ended");
+    assert_eq!(passed_on(), passed_before);
 }
