@@ -220,10 +220,14 @@ fn make_below(mount: &Path, parent: &Path, path: &Path) -> io::Result<File> {
 /// child that its process had moved to.
 fn restore_parent(pod: &Path) -> io::Result<()> {
     let Some(parent) = pod.parent() else { return Ok(()) };
-    let inner = parent.join(OWN_CGROUP);
-    if !inner.exists() {
+    if mount().is_some_and(|mount| parent == mount.join(FOLDER)) {
         // Other pods may still be there.
         let _ = fs::remove_dir(parent);
+        return Ok(());
+    }
+    // Any other is a service's own, and not podvm's to remove.
+    let inner = parent.join(OWN_CGROUP);
+    if !inner.exists() {
         return Ok(());
     }
     let own = own_cgroup(mount().unwrap_or(parent))?;
