@@ -29,7 +29,7 @@ const COMMAND_LINE: &str = "console=ttyS0 quiet reboot=k panic=-1 noreplace-smp 
     dummy.numdummies=0 rcupdate.rcu_expedited=1 8250.nr_uarts=1 i8042.noaux i8042.nomux i8042.dumbkbd random.trust_cpu=on";
 
 /// What QEMU reads beside its program for this machine.
-const QEMU_FIRMWARE: [&str; 4] = ["bios-microvm.bin", "pvh.bin", "linuxboot_dma.bin", "kvmvapic.bin"];
+const QEMU_FIRMWARE: [&str; 4] = ["qboot.rom", "pvh.bin", "linuxboot_dma.bin", "kvmvapic.bin"];
 
 /// A monitor, ready to be started any number of times.
 #[derive(Debug)]
