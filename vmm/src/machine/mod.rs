@@ -40,6 +40,9 @@ pub const FIRST_DEVICE_IRQ: u32 = 5;
 /// Most devices: one interrupt line each.
 pub const MAX_DEVICES: usize = mptable::IOAPIC_PINS as usize - FIRST_DEVICE_IRQ as usize;
 
+/// Far below 2 MiB, or the host may give the loader's stack a huge page and clear it first.
+const LOADER_STACK_BYTES: usize = 256 << 10;
+
 /// Three pages that KVM needs on Intel CPUs, within the device hole.
 const TSS_ADDRESS: usize = 0xfffb_d000;
 
@@ -128,7 +131,7 @@ impl Vm {
         // The host kernel waits for other CPUs while it creates a machine, ten milliseconds or more; kernel and
         // initramfs are loaded meanwhile.
         let (fd, entry) = thread::scope(|scope| {
-            let loading = thread::Builder::new().name("loader".into());
+            let loading = thread::Builder::new().name("loader".into()).stack_size(LOADER_STACK_BYTES);
             let loading = loading.spawn_scoped(scope, || boot::load(&memory, &boot, config.vcpus));
             let fd = create(&kvm);
             let entry = match loading.map_err(BuildError::Thread)?.join() {
