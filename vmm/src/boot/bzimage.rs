@@ -5,7 +5,7 @@ use linux_loader::loader::{BzImage, KernelLoader};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::{BootError, BootSource, Entry, Placed, layout};
-use crate::memory::GuestMemory;
+use crate::memory::{GuestMemory, PAGE_SIZE};
 
 /// Offset of the header's magic in the file.
 const MAGIC_OFFSET: u64 = 0x202;
@@ -39,8 +39,10 @@ pub(super) fn load(memory: &GuestMemory, source: &BootSource) -> Result<Entry, B
     if header.xloadflags & XLF_KERNEL_64 == 0 {
         return Err(kernel.not_a_kernel("it has no 64-bit entry"));
     }
-    let highest = u64::from(header.initrd_addr_max) + 1;
-    let initramfs = super::place_initramfs(memory, source.initramfs.as_ref(), highest)?;
+    // As high as the kernel takes it: what it unpacks itself to is below.
+    let end = super::low_memory_end(memory).min(u64::from(header.initrd_addr_max) + 1);
+    let below_end = |length| end.saturating_sub(length) / PAGE_SIZE * PAGE_SIZE;
+    let initramfs = super::place_initramfs(memory, source.initramfs.as_ref(), below_end)?;
     header.type_of_loader = LOADER_UNDEFINED;
     header.cmd_line_ptr = layout::COMMAND_LINE as u32;
     header.cmdline_size = source.command_line.len() as u32;

@@ -15,6 +15,9 @@ const MAX_PROGRAM_HEADERS: u16 = 64;
 /// More bytes of notes than any kernel has.
 const MAX_NOTE_BYTES: u64 = 64 << 10;
 
+/// A stretch is sparse when less than one part in this many of it is used.
+const SPARSE_FRACTION: u64 = 16;
+
 const CLASS_64_LITTLE_ENDIAN: [u8; 2] = [2, 1];
 const MACHINE_X86_64: u16 = 62;
 const PT_LOAD: u32 = 1;
@@ -47,6 +50,19 @@ impl ElfKernel {
     /// First address behind all segments.
     pub fn end(&self) -> u64 {
         self.segments.iter().map(|s| s.address + s.memory_size).max().unwrap_or(0)
+    }
+
+    /// The stretches of `unit` bytes, each at a multiple of it, of which the segments use next to nothing.
+    pub fn sparse_stretches(&self, unit: u64) -> Vec<u64> {
+        let used_of = |start: u64| -> u64 {
+            let end = start + unit;
+            self.segments
+                .iter()
+                .map(|s| (s.address + s.memory_size).min(end).saturating_sub(s.address.max(start)))
+                .sum()
+        };
+        let is_sparse = |start: &u64| (1..unit / SPARSE_FRACTION).contains(&used_of(*start));
+        (0..self.end().div_ceil(unit)).map(|number| number * unit).filter(is_sparse).collect()
     }
 }
 
@@ -163,6 +179,14 @@ mod tests {
     #[test]
     fn a_note_of_another_owner_is_no_pvh_entry() {
         assert_eq!(find_pvh_entry(&note(b"GNU\0", 18, &[0; 8])), None);
+    }
+
+    #[test]
+    fn a_stretch_with_little_in_it_is_sparse_and_an_empty_one_is_not() {
+        let segment = |address, memory_size| Segment { offset: 0, file_size: 0, address, memory_size };
+        let segments = vec![segment(0x20_0000, 0x10_0000), segment(0x40_1000, 0x2000), segment(0x5f_f000, 0x8000)];
+        let kernel = ElfKernel { segments: [segments, vec![segment(0xa0_0000, 0x20_0000)]].concat(), pvh_entry: None };
+        assert_eq!(kernel.sparse_stretches(0x20_0000), [0x40_0000, 0x60_0000]);
     }
 
     proptest! {

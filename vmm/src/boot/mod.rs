@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 use vm_memory::{Bytes, GuestAddress, GuestMemory as _, GuestMemoryRegion};
 
-use crate::memory::{self, GuestMemory, MMIO_HOLE, PAGE_SIZE};
+use crate::memory::{self, GuestMemory, MMIO_HOLE};
 
 /// Where things are in the guest's low memory.
 pub mod layout {
@@ -246,15 +246,14 @@ fn check_room(memory: &GuestMemory, source: &BootSource, kernel_end: u64) -> Res
     Ok(())
 }
 
-/// Places the initramfs as high in low memory as `highest_end` allows, at a page's start.
+/// Places the initramfs where `start` says for its length: the beginning of a page.
 fn place_initramfs(
     memory: &GuestMemory,
     initramfs: Option<&BootFile>,
-    highest_end: u64,
+    start: impl FnOnce(u64) -> u64,
 ) -> Result<Option<Placed>, BootError> {
     let Some(file) = initramfs.filter(|file| file.length > 0) else { return Ok(None) };
-    let end = low_memory_end(memory).min(highest_end);
-    let start = end.saturating_sub(file.length) / PAGE_SIZE * PAGE_SIZE;
+    let start = start(file.length);
     file.place(memory, start, 0, file.length)?;
     Ok(Some(Placed { start, length: file.length }))
 }

@@ -5,7 +5,7 @@ use linux_loader::loader::elf::start_info::{hvm_memmap_table_entry, hvm_modlist_
 use vm_memory::{Bytes, GuestAddress};
 
 use super::{BootError, BootSource, Entry, Placed, elf, layout};
-use crate::memory::GuestMemory;
+use crate::memory::{self, GuestMemory, HUGE_PAGE, PAGE_SIZE};
 
 const START_MAGIC: u32 = 0x336e_c578;
 const TYPE_RAM: u32 = 1;
@@ -19,10 +19,16 @@ pub(super) fn load(memory: &GuestMemory, source: &BootSource) -> Result<Entry, B
     let kernel = elf::parse(&source.kernel)?;
     let address = kernel.pvh_entry.ok_or_else(|| BootError::NoPvhEntry { path: source.kernel.path.clone() })?;
     super::check_room(memory, source, kernel.end())?;
+    for start in kernel.sparse_stretches(HUGE_PAGE) {
+        memory::prefer_small_pages(memory, GuestAddress(start), HUGE_PAGE);
+    }
     for segment in &kernel.segments {
         source.kernel.place(memory, segment.address, segment.offset, segment.file_size)?;
     }
-    let initramfs = super::place_initramfs(memory, source.initramfs.as_ref(), u64::MAX)?;
+    // Right behind the kernel, where the guest's first allocations follow: the fewer huge pages a boot touches, the
+    // fewer the host must find and clear.
+    let behind_kernel = kernel.end().next_multiple_of(PAGE_SIZE);
+    let initramfs = super::place_initramfs(memory, source.initramfs.as_ref(), |_| behind_kernel)?;
     write_start_info(memory, initramfs)?;
     Ok(Entry::Pvh { address })
 }

@@ -54,7 +54,7 @@ fn error_of(kernel: &[u8]) -> String {
 }
 
 #[test]
-fn an_elf_kernel_is_placed_with_zeroes_behind_its_bytes() {
+fn an_elf_kernel_is_placed_with_zeroes_behind_its_bytes_and_the_initramfs_behind_it() {
     let (kernel, initramfs) = (file(&elf_with(true)), file(&[7; 5000]));
     let memory = map_ram(64 << 20).unwrap();
     let entry = load(&memory, &source(&kernel, Some(&initramfs)), 2).unwrap();
@@ -63,7 +63,7 @@ fn an_elf_kernel_is_placed_with_zeroes_behind_its_bytes() {
     assert_eq!(byte(0x100_0000), 0xcc);
     assert_eq!(byte(0x100_17ff), 0xcc);
     assert_eq!(byte(0x100_1800), 0, "beyond the segment's file bytes");
-    let initramfs_at = (64 << 20) - 8192;
+    let initramfs_at = 0x100_3000;
     assert_eq!(byte(initramfs_at), 7);
     assert_eq!(byte(initramfs_at + 4999), 7);
     assert_eq!(byte(initramfs_at + 5000), 0);

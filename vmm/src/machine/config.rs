@@ -11,10 +11,12 @@ use crate::persist::{self, PersistError};
 use crate::sandbox::Sandbox;
 use crate::virtio::mmio::TransportState;
 
-/// Kernel arguments that fit this machine: the serial console is quiet but for panics, a panic or a reboot
-/// resets at once through the keyboard controller, and nothing is probed for that is not there.
-pub const BASE_COMMAND_LINE: &str = "console=ttyS0 quiet reboot=k panic=-1 noreplace-smp \
-    8250.nr_uarts=1 i8042.noaux i8042.nomux i8042.dumbkbd random.trust_cpu=on";
+/// Kernel arguments that fit this machine: the serial console is quiet but for panics, a panic or a reboot resets at
+/// once through the keyboard controller, nothing is probed for that is not there, what does not pay in a small machine
+/// is left out, and boot allocates upwards from the kernel (`movable_node`), so that it touches few huge pages.
+/// `kernel-config/README.md` has a line on each.
+pub const BASE_COMMAND_LINE: &str = "console=ttyS0 quiet reboot=k panic=-1 noreplace-smp movable_node swiotlb=noforce \
+    dummy.numdummies=0 rcupdate.rcu_expedited=1 8250.nr_uarts=1 i8042.noaux i8042.nomux i8042.dumbkbd random.trust_cpu=on";
 
 /// A machine to be built.
 #[derive(Debug)]

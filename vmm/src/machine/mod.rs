@@ -9,8 +9,8 @@ pub mod config;
 pub mod running;
 pub mod state;
 
-use std::io;
 use std::sync::Arc;
+use std::{io, thread};
 
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
@@ -39,6 +39,9 @@ pub const FIRST_DEVICE_IRQ: u32 = 5;
 
 /// Most devices: one interrupt line each.
 pub const MAX_DEVICES: usize = mptable::IOAPIC_PINS as usize - FIRST_DEVICE_IRQ as usize;
+
+/// Far below 2 MiB, or the host may give the loader's stack a huge page and clear it first.
+const LOADER_STACK_BYTES: usize = 256 << 10;
 
 /// Three pages that KVM needs on Intel CPUs, within the device hole.
 const TSS_ADDRESS: usize = 0xfffb_d000;
@@ -84,6 +87,9 @@ pub enum BuildError {
     /// The host has no more eventfds.
     #[error("no event descriptor can be made; raise the limit of open files")]
     Event(#[source] io::Error),
+    /// The host has no more threads.
+    #[error("no thread can be started; raise the limit of processes")]
+    Thread(#[source] io::Error),
     /// A saved state does not fit.
     #[error(transparent)]
     State(#[from] PersistError),
@@ -117,11 +123,23 @@ impl Vm {
     /// # Errors
     /// [`BuildError`]; nothing stays behind.
     pub fn build(config: VmConfig) -> Result<Self, BuildError> {
-        let (kvm, fd) = create(&config)?;
+        let kvm = probe::open_kvm()?;
+        check_limits(&kvm, &config)?;
         let memory = memory::map_ram(config.memory_bytes)?;
         let mut boot = config.boot;
         boot.command_line.push_str(&device_arguments(config.devices.len()));
-        let entry = boot::load(&memory, &boot, config.vcpus)?;
+        // The host kernel waits for other CPUs while it creates a machine, ten milliseconds or more; kernel and
+        // initramfs are loaded meanwhile.
+        let (fd, entry) = thread::scope(|scope| {
+            let loading = thread::Builder::new().name("loader".into()).stack_size(LOADER_STACK_BYTES);
+            let loading = loading.spawn_scoped(scope, || boot::load(&memory, &boot, config.vcpus));
+            let fd = create(&kvm);
+            let entry = match loading.map_err(BuildError::Thread)?.join() {
+                Ok(entry) => entry?,
+                Err(panic) => std::panic::resume_unwind(panic),
+            };
+            Ok::<_, BuildError>((fd?, entry))
+        })?;
         drop(boot);
         let parts = Parts::wire(&fd, &memory, config.devices)?;
         let transports = parts.links.into_iter().map(|link| MmioTransport::new(link, memory.clone())).collect();
@@ -140,7 +158,9 @@ impl Vm {
     /// # Errors
     /// [`BuildError`], among them [`BuildError::State`] if the state does not fit the configuration.
     pub fn restore(config: VmConfig, memory: SharedMemory, state: VmState) -> Result<Self, BuildError> {
-        let (kvm, fd) = create(&config)?;
+        let kvm = probe::open_kvm()?;
+        check_limits(&kvm, &config)?;
+        let fd = create(&kvm)?;
         state.check_shape(config.vcpus, config.devices.len())?;
         let parts = Parts::wire(&fd, &memory, config.devices)?;
         let VmState { vcpus: vcpu_states, serial, transports, .. } = &state;
@@ -165,14 +185,12 @@ impl Vm {
     }
 }
 
-/// An empty virtual machine with interrupt controllers, for a configuration that is within limits.
-fn create(config: &VmConfig) -> Result<(Kvm, VmFd), BuildError> {
-    let kvm = probe::open_kvm()?;
-    check_limits(&kvm, config)?;
+/// An empty virtual machine with interrupt controllers.
+fn create(kvm: &Kvm) -> Result<VmFd, BuildError> {
     let fd = kvm.create_vm().map_err(refused("a virtual machine"))?;
     fd.set_tss_address(TSS_ADDRESS).map_err(refused("the TSS address"))?;
     fd.create_irq_chip().map_err(refused("an interrupt controller"))?;
-    Ok((kvm, fd))
+    Ok(fd)
 }
 
 /// Devices and serial port, connected with KVM.
