@@ -64,6 +64,8 @@ pub fn host() -> Option<Host> {
         return None;
     }
     unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace");
+    // IPv4's settings are those of the real host at first (net.core.devconf_inherit_init_net), which may be a router already.
+    std::fs::write("/proc/sys/net/ipv4/ip_forward", "0").expect("a setting of the namespace");
     ip("link set lo up");
     Some(Host { folder: tempfile::tempdir().unwrap() })
 }
