@@ -95,7 +95,9 @@ pub fn listed(output: &str) -> impl Iterator<Item = &str> {
 
 /// The reason that one test's own output gives for not having run.
 pub fn skip_reason(output: &str) -> Option<&str> {
-    output.lines().find_map(|line| line.strip_prefix(SKIPPED))
+    // Uncaptured, a test's first line follows its name.
+    let own_words = |line: &'_ str| line.rsplit_once(" ... ").map_or(0, |(before, _)| before.len() + " ... ".len());
+    output.lines().find_map(|line| line[own_words(line)..].strip_prefix(SKIPPED).or_else(|| line.strip_prefix(SKIPPED)))
 }
 
 /// The line of one test's output that says best why it failed: what the panic said.
@@ -156,6 +158,13 @@ test result: FAILED. 3 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; 
     #[test]
     fn names_are_listed_without_benchmarks() {
         assert_eq!(listed("a::b: test\nc: benchmark\n").collect::<Vec<_>>(), ["a::b"]);
+    }
+
+    #[test]
+    fn a_skipped_test_says_so_on_a_line_of_its_own_or_behind_its_name() {
+        assert_eq!(skip_reason("running 1 test\ntest a::b ... skipped: no cgroup2\nok\n"), Some("no cgroup2"));
+        assert_eq!(skip_reason("test a::b ... \nskipped: not root\nok\n"), Some("not root"));
+        assert_eq!(skip_reason("test a::b ... ok\n"), None);
     }
 
     #[test]
