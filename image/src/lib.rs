@@ -15,6 +15,7 @@
 #![forbid(unsafe_code)]
 
 mod acl;
+pub mod appc;
 mod decode;
 pub mod digest;
 pub mod erofs;

@@ -101,6 +101,12 @@ pub enum RegistryError {
         /// Why not.
         why: &'static str,
     },
+    /// Without TLS, where that is not allowed.
+    #[error("{url} is without TLS; --insecure-options=http allows it")]
+    Plain {
+        /// What was asked for.
+        url: String,
+    },
     /// A challenge that is not understood.
     #[error("{host} asks for a login in a way that is not understood: {challenge:?}")]
     Challenge {

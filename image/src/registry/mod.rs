@@ -19,7 +19,7 @@ mod image;
 mod repository;
 mod settings;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod url;
 
 use std::sync::Arc;
@@ -32,9 +32,11 @@ pub use settings::{DEFAULT_SEARCH, HostSettings, Insecure, Patience, PullPolicy,
 use crate::digest::Digest;
 use crate::oci::{Found, OciError};
 use crate::reference::{DEFAULT_TAG, Reference};
-use http::Http;
+pub(crate) use http::{Http, Request, Response};
 use repository::{Endpoint, Repository};
 use settings::place_of;
+pub use url::Url;
+pub(crate) use url::percent_encoded;
 
 /// Everything that is known of registries, and the connections to them.
 #[derive(Debug, Clone)]
@@ -54,6 +56,32 @@ impl Registries {
     ) -> Self {
         let http = Arc::new(Http::new(patience, insecure, &settings));
         Self { http, settings, credentials }
+    }
+
+    /// What sends requests to them, and to other hosts under the same rules.
+    pub(crate) fn http(&self) -> &Http {
+        &self.http
+    }
+
+    /// All of a small file at a URL.
+    ///
+    /// # Errors
+    /// It is not to be had, or larger than `most` bytes. `what` is its name in messages.
+    pub fn file(&self, what: &str, url: &Url, most: u64) -> Result<Vec<u8>, RegistryError> {
+        if !url.is_https() && !self.http.is_insecure(url.authority(), Insecure::Http) {
+            return Err(RegistryError::Plain { url: url.to_string() });
+        }
+        let response = self.http.send(&Request::get(url.clone()), None)?;
+        let host = response.url.authority().to_owned();
+        match response.status {
+            200 => {}
+            404 => return Err(RegistryError::NotFound { what: what.to_owned(), host, login: String::new() }),
+            status => {
+                let url = response.url.to_string();
+                return Err(RegistryError::Status { url, status, message: String::new() });
+            }
+        }
+        response.read(most)?.ok_or_else(|| RegistryError::TooLarge { what: what.to_owned(), host, most })
     }
 
     /// The names with a registry that a name stands for, the first to be asked first.

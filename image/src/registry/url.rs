@@ -65,6 +65,12 @@ impl Url {
         Self { path: path.to_owned(), ..self.clone() }
     }
 
+    /// The same without TLS.
+    #[must_use]
+    pub fn without_tls(&self) -> Self {
+        Self { is_https: false, ..self.clone() }
+    }
+
     /// With one more parameter in its query.
     pub fn with_parameter(&self, name: &str, value: &str) -> Self {
         let mark = if self.path.contains('?') { '&' } else { '?' };

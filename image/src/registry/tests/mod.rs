@@ -4,7 +4,7 @@ mod hostile;
 mod login;
 mod mirrors;
 mod real;
-mod server;
+pub(crate) mod server;
 mod transfer;
 
 use std::collections::BTreeMap;
