@@ -57,8 +57,9 @@ pub(super) fn lock_exclusive(path: &Path) -> Result<Locking, DirectoryError> {
     Ok(Locking::Held)
 }
 
-pub(super) fn sync_directory(path: &Path) -> Result<(), DirectoryError> {
-    File::open(path).and_then(|directory| directory.sync_all()).map_err(io_error(path))
+/// Waits until a file, or a directory's list of names, is on disk.
+pub(super) fn sync(path: &Path) -> Result<(), DirectoryError> {
+    File::open(path).and_then(|file| file.sync_all()).map_err(io_error(path))
 }
 
 impl PodDir {

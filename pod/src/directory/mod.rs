@@ -18,6 +18,8 @@
 //! renamed when whole; a removed one is renamed to `.old-<uuid>` first. Names with a leading dot are never pods, only
 //! what a crash may have left; [`PodsRoot::sweep`] removes those that nobody holds locked.
 //!
+//! Only a pod that is prepared to be started later is waited for until it is on disk: what ran when the host went down is over.
+//!
 //! | module | subject |
 //! |---|---|
 //! | `lock` | who holds a pod |
@@ -48,9 +50,11 @@ pub use pod::{PreparedPod, RunningPod};
 use crate::fault::{FaultPoint, reach};
 use crate::manifest::{MANIFEST_VERSION, PodManifest};
 use crate::stage1::Stage1Kind;
-use lock::{Locking, lock_exclusive, sync_directory};
+use lock::{Locking, lock_exclusive};
 use phase::STATE;
 
+/// The file that holds the manifest.
+const MANIFEST: &str = "manifest.json";
 /// How often a new directory is made again when a collection took it for a crash's leftover.
 const ATTEMPTS: u32 = 1000;
 
@@ -157,14 +161,13 @@ impl PodsRoot {
             let dir = PodDir { path: new.clone(), uuid: manifest.uuid };
             let logs = new.join("logs");
             fs::DirBuilder::new().mode(0o700).create(&logs).map_err(io_error(&logs))?;
-            dir.write_json("manifest.json", &manifest)?;
+            dir.write_json(MANIFEST, &manifest)?;
             reach(FaultPoint::PrepareManifestWritten);
             dir.write_json(STATE, &Phase::Prepared { stage1: None })?;
             reach(FaultPoint::PrepareStateWritten);
             let path = pods.join(manifest.uuid.to_string());
             fs::rename(&new, &path).map_err(io_error(&path))?;
             reach(FaultPoint::PrepareRenamed);
-            sync_directory(&pods)?;
             Ok((lock, path))
         };
         match fill() {
@@ -277,7 +280,7 @@ impl PodDir {
     /// # Errors
     /// [`DirectoryError::Io`], [`DirectoryError::Damaged`], [`DirectoryError::TooNew`].
     pub fn manifest(&self) -> Result<PodManifest, DirectoryError> {
-        let manifest: PodManifest = self.read_json("manifest.json")?;
+        let manifest: PodManifest = self.read_json(MANIFEST)?;
         if manifest.version > MANIFEST_VERSION {
             return Err(DirectoryError::TooNew { uuid: self.uuid, version: manifest.version });
         }

@@ -4,7 +4,7 @@ use std::io;
 
 use serde::{Deserialize, Serialize};
 
-use super::json::{Durability, replace_json_at};
+use super::json::replace_json_at;
 use super::lock::{Locking, lock_exclusive};
 use super::{DirectoryError, PodDir, io_error};
 use crate::stage1::Stage1Kind;
@@ -107,7 +107,12 @@ impl PodDir {
     pub fn state(&self) -> Result<(PodState, Phase), DirectoryError> {
         // The lock is looked at first: a pod that exits in between is then seen as exited, not as aborted.
         let alive = self.is_alive()?;
-        let phase: Phase = self.read_json(STATE)?;
+        let path = self.path.join(STATE);
+        let phase = match self.read(&path)? {
+            // What a host that went down had not yet written to its disk.
+            empty if empty.is_empty() => Phase::Prepared { stage1: None },
+            json => serde_json::from_slice(&json).map_err(|source| DirectoryError::Damaged { path, source })?,
+        };
         let state = match (&phase, alive) {
             (Phase::Exited { .. }, _) => PodState::Exited,
             (Phase::Prepared { stage1: Some(_) }, false) => PodState::Prepared,
@@ -134,12 +139,10 @@ impl PodDir {
         match lock_exclusive(&self.path)? {
             Locking::Gone => Ok(()),
             Locking::Held => Err(DirectoryError::Alive(self.uuid)),
-            Locking::Taken(lock) => {
-                match replace_json_at(lock.as_fd(), GARBAGE, &Garbage { since: now }, Durability::Now) {
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-                    other => other.map_err(io_error(&self.path.join(GARBAGE))),
-                }
-            }
+            Locking::Taken(lock) => match replace_json_at(lock.as_fd(), GARBAGE, &Garbage { since: now }) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                other => other.map_err(io_error(&self.path.join(GARBAGE))),
+            },
         }
     }
 }

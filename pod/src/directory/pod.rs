@@ -5,9 +5,10 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::fcntl::Flock;
 
-use super::json::{Durability, replace_json_at};
+use super::json::replace_json_at;
+use super::lock::sync;
 use super::phase::{Phase, STATE};
-use super::{DirectoryError, PodDir, io_error};
+use super::{DirectoryError, MANIFEST, PodDir, io_error};
 use crate::fault::{FaultPoint, reach};
 use crate::manifest::PodManifest;
 use crate::stage1::Stage1Kind;
@@ -49,12 +50,16 @@ impl PreparedPod {
         Ok(pod)
     }
 
-    /// Lets go of the pod, to be started later behind these walls.
+    /// Lets go of the pod, to be started later behind these walls, perhaps after the host was.
     ///
     /// # Errors
     /// [`DirectoryError::Io`].
     pub fn leave(self, stage1: Stage1Kind) -> Result<PodDir, DirectoryError> {
         self.dir.write_json(STATE, &Phase::Prepared { stage1: Some(stage1) })?;
+        let path = self.dir.path();
+        for synced in [&path.join(MANIFEST), &path.join(STATE), path, path.parent().unwrap_or(path)] {
+            sync(synced)?;
+        }
         Ok(self.dir)
     }
 
@@ -128,12 +133,6 @@ impl RunningPod {
 
     /// Goes through the lock's own descriptor, for the process may have left the host's root by now.
     fn record(&self, phase: &Phase) -> Result<(), DirectoryError> {
-        // How a pod ended is worth the wait; that it was alive is of no interest once the host is not.
-        let durability = match phase {
-            Phase::Exited { .. } => Durability::Now,
-            Phase::Prepared { .. } | Phase::Starting { .. } | Phase::Running { .. } => Durability::Eventually,
-        };
-        replace_json_at(self.pod.lock.as_fd(), STATE, phase, durability)
-            .map_err(io_error(&self.pod.dir.path.join(STATE)))
+        replace_json_at(self.pod.lock.as_fd(), STATE, phase).map_err(io_error(&self.pod.dir.path.join(STATE)))
     }
 }

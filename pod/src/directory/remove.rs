@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use super::lock::{Locking, lock_exclusive, sync_directory};
+use super::lock::{Locking, lock_exclusive};
 use super::{DirectoryError, PodDir, PodsRoot, io_error};
 use crate::fault::{FaultPoint, reach};
 
@@ -70,7 +70,6 @@ impl PodDir {
         let old = parent.join(format!(".old-{}", self.uuid));
         fs::rename(&self.path, &old).map_err(io_error(&self.path))?;
         reach(FaultPoint::RemovalRenamed);
-        sync_directory(parent)?;
         remove_tree(&old)?;
         reach(FaultPoint::RemovalDone);
         Ok(())

@@ -145,6 +145,14 @@ fn a_preparation_that_was_cut_short_is_aborted() {
 }
 
 #[test]
+fn a_state_that_a_crash_of_the_host_emptied_is_aborted() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = PodsRoot::new(root.path()).prepare(manifest()).unwrap().leave(Stage1Kind::Ns).unwrap();
+    fs::write(dir.path().join("state.json"), "").unwrap();
+    assert_eq!(dir.state().unwrap().0, PodState::Aborted);
+}
+
+#[test]
 fn of_a_link_in_a_pods_place_only_the_link_is_removed() {
     let root = tempfile::tempdir().unwrap();
     let pods = PodsRoot::new(root.path());

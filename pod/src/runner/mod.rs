@@ -6,8 +6,8 @@
 //! left the host's root.
 //!
 //! System calls it makes, for the stage1's filter: those of threads and of the allocator, read, write, poll, openat (only
-//! for files of the pod directory), renameat, fstat, fdatasync, lseek, dup by fcntl, ioctl TCGETS, TCSETSW, TIOCGWINSZ, sendto, recvfrom,
-//! shutdown, setsockopt and whatever the function given to [`SupervisorClient::new`] makes.
+//! for files of the pod directory), renameat, renameat2, unlinkat, fstat, lseek, dup by fcntl, ioctl TCGETS, TCSETSW,
+//! TIOCGWINSZ, sendto, recvfrom, shutdown, setsockopt and whatever the function given to [`SupervisorClient::new`] makes.
 //!
 //! The supervisor may be in a hostile guest's hands: what it says is bounded in size, is taken only when it fits, and every
 //! wait for it has a limit once the user asked the pod to end.
