@@ -7,10 +7,14 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-use crate::{Finished, Invocation, layout, prefix, prefix_with_faults, stage1};
+use crate::{Finished, Invocation, layout, prefix, prefix_with_faults, stage1, workspace};
 
-/// Where the tests of one run keep the images they have imported: importing is slow under emulation.
-const SHARED_ROOT: &str = "/var/tmp/podvm-e2e";
+/// Where the tests of one checkout keep the images they have imported: importing is slow under emulation.
+fn shared_root() -> PathBuf {
+    let mut hasher = DefaultHasher::new();
+    workspace().hash(&mut hasher);
+    format!("/var/tmp/podvm-e2e-{:016x}", hasher.finish()).into()
+}
 
 /// An installed podvm with a state directory. Dropped, its pods are stopped and removed.
 pub struct Host {
@@ -25,8 +29,9 @@ pub struct Host {
 impl Host {
     /// With the state that tests share, so that an image is imported once.
     pub fn new() -> Self {
-        std::fs::create_dir_all(SHARED_ROOT).expect("the tests' state directory can be made");
-        Self { root: SHARED_ROOT.into(), prefix: prefix(), _own: None, scratch: scratch() }
+        let root = shared_root();
+        std::fs::create_dir_all(&root).expect("the tests' state directory can be made");
+        Self { root, prefix: prefix(), _own: None, scratch: scratch() }
     }
 
     /// With an empty state of its own.
