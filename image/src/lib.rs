@@ -35,5 +35,5 @@ pub use registry::{Registries, RegistryError};
 pub use source::ImageSource;
 pub use store::{
     Collected, Exported, FetchOptions, Image, ImportOptions, Imported, Layer, LayerPacking, Origin, Problem, Removed,
-    ResolvedImage, Step, Store, StoreError, Uses,
+    RenderOptions, ResolvedImage, Step, Store, StoreError, Uses, What,
 };

@@ -11,6 +11,7 @@ mod error;
 mod image;
 mod layer;
 mod limits;
+mod merge;
 mod ondisk;
 mod output;
 #[cfg(test)]
@@ -19,6 +20,7 @@ mod reader;
 mod tests;
 mod tree;
 mod unpack;
+mod volume;
 mod xattr;
 
 use std::fs::File;
@@ -27,8 +29,13 @@ use std::io::{self, Read};
 pub use archive::write_tar;
 pub use error::{BuildError, EntryError};
 pub use limits::{Limits, MAX_FILE, MAX_NAME, MAX_PATH, MAX_SYMLINK};
+pub use merge::FindError;
+pub(crate) use merge::Merged;
 pub use output::image_digest;
-pub use unpack::{UnpackError, unpack};
+pub use unpack::{Loss, Losses, UnpackError, unpack};
+pub(crate) use unpack::{Strictness, unpack_directory, unpack_file};
+pub use volume::ReadError;
+pub(crate) use volume::Volume;
 
 use crate::digest::Digest;
 use crate::tar::{Streamed, TarReader};

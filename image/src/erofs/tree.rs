@@ -70,6 +70,8 @@ pub enum Content {
 pub struct Directory {
     pub children: BTreeMap<Box<[u8]>, NodeId>,
     pub parent: NodeId,
+    /// Bytes of its path from the root, whatever links led to it.
+    pub path_length: usize,
     /// Hides the directory of this name in the layers below.
     pub opaque: bool,
 }
@@ -213,19 +215,29 @@ impl Tree {
         content: Content,
     ) -> Result<NodeId, EntryError> {
         self.hold(attributes.xattrs.size())?;
+        let path_length = self.path_length(parent, name)?;
         let over_whiteout =
             self.child(parent, name).is_some_and(|old| matches!(self.node(old).content, Content::Whiteout));
         let mut node = Node { attributes, content, links: 0 };
-        if let (Content::Directory(directory), true) = (&mut node.content, over_whiteout) {
-            directory.opaque = true;
+        if let Content::Directory(directory) = &mut node.content {
+            directory.path_length = path_length;
+            directory.opaque |= over_whiteout;
         }
         let id = self.add(node)?;
         self.link(parent, name, id)?;
         Ok(id)
     }
 
+    /// Length of the path of `name` in `parent`: by way of links it could become longer than any path may be.
+    fn path_length(&self, parent: NodeId, name: &[u8]) -> Result<usize, EntryError> {
+        let above = self.directory(parent).map_or(0, |directory| directory.path_length);
+        let length = if above == 0 { name.len() } else { above + 1 + name.len() };
+        if length > MAX_PATH { Err(EntryError::PathTooLong) } else { Ok(length) }
+    }
+
     /// Gives a node a name, in place of what had it.
     pub fn link(&mut self, parent: NodeId, name: &[u8], id: NodeId) -> Result<(), EntryError> {
+        self.path_length(parent, name)?;
         self.hold(name.len())?;
         self.nodes[id.index()].links += 1;
         let old = match &mut self.nodes[parent.index()].content {
@@ -271,7 +283,7 @@ impl Tree {
 
 /// A directory without children.
 pub fn empty(parent: NodeId) -> Content {
-    Content::Directory(Directory { children: BTreeMap::new(), parent, opaque: false })
+    Content::Directory(Directory { children: BTreeMap::new(), parent, path_length: 0, opaque: false })
 }
 
 /// What a directory gets that has no entry of its own.

@@ -1,37 +1,38 @@
-//! Unpacks an image into a directory, for hosts that cannot mount it: those whose kernel lacks EROFS, and ordinary users.
+//! Writes layers into a directory: for hosts that cannot mount them, and for users who want the files.
 //!
-//! Reads only the forms that [`super::image`] writes. An image is checked against its digest before it is in the store, but a
-//! disk can fail: nothing that is read here is trusted, and what makes no sense is [`UnpackError::Damaged`].
+//! The directory's own path is the caller's affair. Below it, every name is made in a directory that is opened anew from the
+//! top, symbolic links forbidden (openat2(2)), so that neither what an image holds nor who else can write there leads out.
 
 use std::collections::{HashMap, HashSet};
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, Timespec, Timestamps, XattrFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Timestamps, XattrFlags};
 use rustix::io::Errno;
 
-use super::limits::MAX_NAME;
-use super::ondisk::{BLOCK, DIRENT_SIZE, INODE_SIZE, NO_BLOCK, SLOT, XATTR_ENTRY_SIZE, XATTR_HEADER_SIZE};
+use super::merge::{Merged, Node};
+use super::volume::{Inode, ReadError, Volume};
 
-/// Most directories in one another: their paths would be longer than any that the format's writer takes.
-const MAX_DEPTH: usize = 2048;
 /// Most bytes copied at once.
 const PIECE: usize = 1 << 20;
+/// Nobody but this process sees a file before it has its own mode.
+const MODE_WHILE_MADE: Mode = Mode::RWXU;
 
-/// Why an image was not unpacked. What was unpacked so far is left.
+/// Why files were not unpacked. What was unpacked so far is left.
 #[derive(Debug, thiserror::Error)]
 pub enum UnpackError {
-    /// The image's bytes make no sense.
-    #[error("the layer is damaged ({0}); `podvm image verify` tells which, and importing the image again mends it")]
-    Damaged(&'static str),
+    /// A layer cannot be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
     /// A file could not be made as it should be.
     #[error("{path:?}: {what}: {source}")]
     Io {
-        /// Its path in the layer.
+        /// Its path in the image.
         path: PathBuf,
         /// What was tried.
         what: &'static str,
@@ -43,7 +44,7 @@ pub enum UnpackError {
         "{path:?} belongs to user {uid} and group {gid}, which are not among this user's IDs; give the user more in /etc/subuid and /etc/subgid"
     )]
     Owner {
-        /// Its path in the layer.
+        /// Its path in the image.
         path: PathBuf,
         /// Its owner.
         uid: u32,
@@ -54,336 +55,369 @@ pub enum UnpackError {
 
 type Result<T> = std::result::Result<T, UnpackError>;
 
-fn damaged<T>(what: &'static str) -> Result<T> {
-    Err(UnpackError::Damaged(what))
+/// What to do about files whose owner this process cannot set, or whose attributes the file system does not take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Strictness {
+    /// Fail: a pod would not work.
+    Whole,
+    /// Make them as well as it goes, and count them.
+    AsFarAsPossible,
 }
 
-/// Unpacks the image into `directory`, which must be empty and nobody else's to write to; it becomes the image's root directory.
+/// What an image has and the copy has not.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Losses {
+    /// Files that belong to whoever unpacked them; set-user-ID and set-group-ID are off.
+    pub owners: Loss,
+    /// Device nodes that are not there.
+    pub devices: Loss,
+    /// Extended attributes that are not set, ACLs and file capabilities among them.
+    pub attributes: Loss,
+}
+
+/// So many of a kind, the first of them by name.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Loss {
+    /// How many.
+    pub count: u64,
+    /// The path of the first, in the image.
+    pub first: Option<PathBuf>,
+}
+
+impl Loss {
+    fn add(&mut self, path: impl FnOnce() -> PathBuf) {
+        self.count += 1;
+        self.first.get_or_insert_with(path);
+    }
+}
+
+/// Unpacks one layer with overlayfs's marks into `directory`, which must be empty; it becomes the layer's root directory.
 ///
 /// Devices are left out where the process may make none, but for whiteouts, which everybody may make.
 ///
 /// # Errors
 /// [`UnpackError`].
 pub fn unpack(image: &File, directory: &Path) -> Result<()> {
-    let size = image.metadata().map_err(|source| io_error(Path::new("/"), "read", source))?.len();
-    let mut superblock = [0; 128];
-    read_at(image, &mut superblock, 1024)?;
-    let meta = u64::from(u32_at(&superblock, 40)) * BLOCK as u64;
-    let root = u64::from(u16_at(&superblock, 14));
-    let at = File::open(directory).map_err(|source| io_error(Path::new("/"), "open", source))?;
-    let mut unpacker =
-        Unpacker { image, size, meta, root: at.into(), links: HashMap::new(), directories: HashSet::new() };
-    let inode = unpacker.inode(root)?;
-    if inode.kind() != FileType::Directory {
-        return damaged("its root is no directory");
+    let tree = Merged::single(Volume::open(image)?);
+    let at = File::open(directory).map_err(|source| io_error(PathBuf::from("/"), "open", source))?;
+    let Some(root) = tree.root()? else { return Ok(()) };
+    unpack_directory(&tree, root, at.as_fd(), Strictness::Whole).map(drop)
+}
+
+/// Makes the empty directory that is open as `place` what the directory `from` of a tree is, with all below it.
+///
+/// # Errors
+/// [`UnpackError`].
+pub fn unpack_directory(
+    tree: &Merged<'_>,
+    from: Node,
+    place: BorrowedFd<'_>,
+    strictness: Strictness,
+) -> Result<Losses> {
+    let mut unpacker = Unpacker::new(tree, place, strictness)?;
+    unpacker.directories.push(Directory { parent: 0, name: Vec::new(), id: from.id });
+    unpacker.seen.insert(from.id);
+    let mut pending = vec![(0, from)];
+    while let Some((number, node)) = pending.pop() {
+        unpacker.fill(number, &node, &mut pending)?;
     }
-    let root = rustix::fs::openat(&unpacker.root, ".", OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-        .map_err(|errno| io_error(Path::new("/"), "open", errno.into()))?;
-    unpacker.fill(root, &inode, Path::new(""), 0)
-}
-
-fn io_error(path: &Path, what: &'static str, source: io::Error) -> UnpackError {
-    UnpackError::Io { path: Path::new("/").join(path), what, source }
-}
-
-fn read_at(image: &File, buffer: &mut [u8], offset: u64) -> Result<()> {
-    match image.read_exact_at(buffer, offset) {
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => damaged("it is cut short"),
-        other => other.map_err(|source| io_error(Path::new(""), "read the layer", source)),
+    // Those inside come first: one that is closed to its owner could not be gone through.
+    for number in (0..unpacker.directories.len()).rev() {
+        unpacker.dress_directory(number)?;
     }
+    Ok(unpacker.losses)
 }
 
-fn u16_at(bytes: &[u8], at: usize) -> u16 {
-    u16::from_le_bytes([bytes[at], bytes[at + 1]])
+/// Makes a file that is no directory, as `name` in the directory that is open as `place`.
+///
+/// # Errors
+/// [`UnpackError`]; one is that the name is there.
+pub fn unpack_file(
+    tree: &Merged<'_>,
+    file: &Node,
+    place: BorrowedFd<'_>,
+    name: &OsStr,
+    strictness: Strictness,
+) -> Result<Losses> {
+    let mut unpacker = Unpacker::new(tree, place, strictness)?;
+    unpacker.directories.push(Directory { parent: 0, name: Vec::new(), id: file.id });
+    let directory = unpacker.open_directory(0)?;
+    unpacker.make_file(0, &directory, name.as_bytes(), file)?;
+    Ok(unpacker.losses)
 }
 
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    u32::from(u16_at(bytes, at)) | u32::from(u16_at(bytes, at + 2)) << 16
+fn io_error(path: PathBuf, what: &'static str, source: io::Error) -> UnpackError {
+    UnpackError::Io { path, what, source }
 }
 
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
+/// A directory that has been made.
+struct Directory {
+    /// Number of the one it is in; the first is in none.
+    parent: usize,
+    name: Vec<u8>,
+    id: (usize, u64),
 }
 
 struct Unpacker<'a> {
-    image: &'a File,
-    size: u64,
-    /// Where inode 0 would be.
-    meta: u64,
+    tree: &'a Merged<'a>,
     root: OwnedFd,
-    /// Where the first name of a file with several is.
-    links: HashMap<u64, PathBuf>,
-    /// The directories made so far: each has one place.
-    directories: HashSet<u64>,
+    strictness: Strictness,
+    directories: Vec<Directory>,
+    /// Each directory has one place.
+    seen: HashSet<(usize, u64)>,
+    /// The first name of each file with several, and the directory it is in.
+    links: HashMap<(usize, u64), (usize, Vec<u8>)>,
+    losses: Losses,
 }
 
-/// An inode as it is read.
-struct Inode {
-    layout: u16,
-    mode: u16,
-    size: u64,
-    union: u32,
-    uid: u32,
-    gid: u32,
-    mtime: Timespec,
-    links: u32,
-    /// Where its attributes begin and end; what is behind them is its data or map.
-    attributes: (u64, u64),
-}
-
-impl Inode {
-    fn kind(&self) -> FileType {
-        FileType::from_raw_mode(u32::from(self.mode))
-    }
-
-    fn permissions(&self) -> Mode {
-        Mode::from_raw_mode(u32::from(self.mode) & 0o7777)
-    }
-
-    /// Major and minor number (`new_decode_dev`).
-    fn device(&self) -> (u32, u32) {
-        ((self.union >> 8) & 0xfff, (self.union & 0xff) | ((self.union >> 12) & !0xff))
-    }
-}
-
-impl Unpacker<'_> {
-    fn inode(&self, nid: u64) -> Result<Inode> {
-        let Some(at) = nid.checked_mul(SLOT).and_then(|offset| offset.checked_add(self.meta)) else {
-            return damaged("a file is beyond its end");
-        };
-        let mut bytes = [0; INODE_SIZE];
-        read_at(self.image, &mut bytes, at)?;
-        let format = u16_at(&bytes, 0);
-        if format & 1 != 1 {
-            return damaged("a file has a form that is not written");
-        }
-        let attributes = match u64::from(u16_at(&bytes, 2)) {
-            0 => 0,
-            count => XATTR_HEADER_SIZE as u64 + 4 * (count - 1),
-        };
-        let behind = at + INODE_SIZE as u64;
-        let (seconds, nanos) = (u64_at(&bytes, 32).cast_signed(), u32_at(&bytes, 40));
-        Ok(Inode {
-            layout: format >> 1,
-            mode: u16_at(&bytes, 4),
-            size: u64_at(&bytes, 8),
-            union: u32_at(&bytes, 16),
-            uid: u32_at(&bytes, 24),
-            gid: u32_at(&bytes, 28),
-            mtime: Timespec { tv_sec: seconds, tv_nsec: i64::from(nanos).min(999_999_999) },
-            links: u32_at(&bytes, 44),
-            attributes: (behind, behind + attributes),
+impl<'a> Unpacker<'a> {
+    fn new(tree: &'a Merged<'a>, place: BorrowedFd<'_>, strictness: Strictness) -> Result<Self> {
+        let root = place.try_clone_to_owned().map_err(|source| io_error(PathBuf::from("/"), "open", source))?;
+        Ok(Self {
+            tree,
+            root,
+            strictness,
+            directories: Vec::new(),
+            seen: HashSet::new(),
+            links: HashMap::new(),
+            losses: Losses::default(),
         })
     }
 
-    /// Makes what is in the directory `inode`, whose place is open as `directory`, and then gives it its own attributes.
-    fn fill(&mut self, directory: OwnedFd, inode: &Inode, path: &Path, depth: usize) -> Result<()> {
-        if depth > MAX_DEPTH {
-            return damaged("its directories have no end");
+    /// A directory's path below the root; empty for the root itself.
+    fn path(&self, mut number: usize) -> PathBuf {
+        let mut names = Vec::new();
+        while number != 0 {
+            names.push(OsStr::from_bytes(&self.directories[number].name));
+            number = self.directories[number].parent;
         }
-        for block in 0..inode.size.div_ceil(BLOCK as u64) {
-            let mut bytes = vec![0; (inode.size - block * BLOCK as u64).min(BLOCK as u64) as usize];
-            self.read_data(inode, block * BLOCK as u64, &mut bytes)?;
-            for (name, nid) in entries(&bytes)? {
-                let path = path.join(std::ffi::OsStr::from_bytes(&name));
-                self.make(&directory, &name, nid, &path, depth)?;
-            }
-        }
-        self.dress(&directory, inode, path)
+        names.into_iter().rev().collect()
     }
 
-    fn make(&mut self, directory: &OwnedFd, name: &[u8], nid: u64, path: &Path, depth: usize) -> Result<()> {
-        let failed = |what| move |errno: Errno| io_error(path, what, errno.into());
-        if let Some(first) = self.links.get(&nid) {
-            return rustix::fs::linkat(&self.root, first, directory, name, AtFlags::empty()).map_err(failed("link"));
-        }
-        let inode = self.inode(nid)?;
-        // Nobody but this process sees it before it has its own mode.
-        let mode = Mode::RUSR | Mode::WUSR | Mode::XUSR;
-        let flags = OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        match inode.kind() {
-            FileType::Directory if !self.directories.insert(nid) => return damaged("a directory is in two places"),
-            FileType::Directory => {
-                rustix::fs::mkdirat(directory, name, mode).map_err(failed("make the directory"))?;
-                let opened = rustix::fs::openat(directory, name, flags | OFlags::DIRECTORY, Mode::empty());
-                return self.fill(opened.map_err(failed("open the directory"))?, &inode, path, depth + 1);
+    /// A file's path in messages.
+    fn shown(&self, directory: usize, name: &[u8]) -> PathBuf {
+        Path::new("/").join(self.path(directory)).join(OsStr::from_bytes(name))
+    }
+
+    fn failed(&self, directory: usize, name: &[u8], what: &'static str) -> impl Fn(Errno) -> UnpackError {
+        let path = self.shown(directory, name);
+        move |errno| io_error(path.clone(), what, errno.into())
+    }
+
+    fn open_directory(&self, number: usize) -> Result<OwnedFd> {
+        let path = match self.path(number) {
+            path if path.as_os_str().is_empty() => PathBuf::from("."),
+            path => path,
+        };
+        let inside = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        rustix::fs::openat2(&self.root, &path, flags, Mode::empty(), inside).map_err(self.failed(
+            number,
+            b"",
+            "open the directory",
+        ))
+    }
+
+    /// Makes what is in a directory; its directories are filled later.
+    fn fill(&mut self, number: usize, node: &Node, pending: &mut Vec<(usize, Node)>) -> Result<()> {
+        let directory = self.open_directory(number)?;
+        for (name, child) in self.tree.children(node)? {
+            if !child.inode.is_directory() {
+                self.make_file(number, &directory, &name, &child)?;
+                continue;
             }
+            if !self.seen.insert(child.id) {
+                return Err(ReadError::Damaged("a directory is in two places").into());
+            }
+            rustix::fs::mkdirat(&directory, name.as_slice(), MODE_WHILE_MADE).map_err(self.failed(
+                number,
+                &name,
+                "make the directory",
+            ))?;
+            self.directories.push(Directory { parent: number, name, id: child.id });
+            pending.push((self.directories.len() - 1, child));
+        }
+        Ok(())
+    }
+
+    /// Makes a file of another kind with all that belongs to it.
+    fn make_file(&mut self, number: usize, directory: &OwnedFd, name: &[u8], node: &Node) -> Result<()> {
+        if let Some((first, first_name)) = self.links.get(&node.id) {
+            let from = self.open_directory(*first)?;
+            return rustix::fs::linkat(&from, first_name.as_slice(), directory, name, AtFlags::empty())
+                .map_err(self.failed(number, name, "link"));
+        }
+        let inode = &node.inode;
+        match inode.kind() {
             FileType::RegularFile => {
-                let flags = flags | OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY;
-                let file = rustix::fs::openat(directory, name, flags, mode).map_err(failed("make the file"))?;
+                let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let file = rustix::fs::openat(directory, name, flags, MODE_WHILE_MADE).map_err(self.failed(
+                    number,
+                    name,
+                    "make the file",
+                ))?;
                 let file = File::from(file);
-                self.copy(&inode, &file, path)?;
-                self.dress(&file.into(), &inode, path)?;
+                self.copy(node, &file, |source| io_error(self.shown(number, name), "write", source))?;
+                self.dress(number, name, &file.into(), node)?;
             }
             FileType::Symlink => {
-                let mut target = vec![0; inode.size.min(BLOCK as u64) as usize];
-                self.read_data(&inode, 0, &mut target)?;
-                rustix::fs::symlinkat(target.as_slice(), directory, name).map_err(failed("make the link"))?;
-                self.dress_link(directory, name, &inode, path)?;
+                let target = self.tree.layer(node).target(inode)?;
+                rustix::fs::symlinkat(target.as_slice(), directory, name).map_err(self.failed(
+                    number,
+                    name,
+                    "make the link",
+                ))?;
+                self.dress_by_name(number, directory, name, node)?;
             }
-            kind @ (FileType::CharacterDevice | FileType::BlockDevice | FileType::Fifo) => {
+            kind @ (FileType::CharacterDevice | FileType::BlockDevice | FileType::Fifo | FileType::Socket) => {
                 let (major, minor) = inode.device();
                 let device = rustix::fs::makedev(major, minor);
                 match rustix::fs::mknodat(directory, name, kind, inode.permissions(), device) {
-                    Err(Errno::PERM) => return Ok(()),
-                    other => other.map_err(failed("make the device"))?,
+                    Err(Errno::PERM) => {
+                        let path = self.shown(number, name);
+                        self.losses.devices.add(|| path);
+                        return Ok(());
+                    }
+                    other => other.map_err(self.failed(number, name, "make the device"))?,
                 }
-                self.dress_link(directory, name, &inode, path)?;
-                if inode.union != 0 || kind == FileType::Fifo {
-                    rustix::fs::chmodat(directory, name, inode.permissions(), AtFlags::empty())
-                        .map_err(failed("set the mode"))?;
-                }
+                self.dress_by_name(number, directory, name, node)?;
             }
-            _ => return damaged("a file is of no known kind"),
+            _ => return Err(ReadError::Damaged("a file is of no known kind").into()),
         }
         if inode.links > 1 {
-            self.links.insert(nid, path.into());
+            self.links.insert(node.id, (number, name.to_vec()));
         }
         Ok(())
+    }
+
+    fn dress_directory(&mut self, number: usize) -> Result<()> {
+        let directory = self.open_directory(number)?;
+        let id = self.directories[number].id;
+        let node = self.tree.by_id(id)?;
+        self.dress(number, b"", &directory, &node)
     }
 
     /// Gives what is open its owner, attributes, mode and time: the mode after the owner, whose change takes set-user-ID away,
     /// and the time last.
-    fn dress(&self, file: &OwnedFd, inode: &Inode, path: &Path) -> Result<()> {
-        let failed = |what| move |errno: Errno| io_error(path, what, errno.into());
-        let (uid, gid) = (rustix::fs::Uid::from_raw(inode.uid), rustix::fs::Gid::from_raw(inode.gid));
-        rustix::fs::fchown(file, Some(uid), Some(gid)).map_err(|errno| owner_error(errno, inode, path))?;
-        for (name, value) in self.attributes(inode)? {
-            match rustix::fs::fsetxattr(file, name.as_slice(), &value, XattrFlags::empty()) {
-                // Those only the host's root may set mean nothing to a pod of anyone else.
-                Err(Errno::PERM) if name.starts_with(b"trusted.") => {}
-                other => other.map_err(failed("set an extended attribute"))?,
-            }
+    fn dress(&mut self, number: usize, name: &[u8], file: &OwnedFd, node: &Node) -> Result<()> {
+        let inode = &node.inode;
+        let changed = rustix::fs::fchown(file, Some(uid(inode)), Some(gid(inode)));
+        let is_own = self.owner_set(changed, number, name, inode)?;
+        for (attribute, value) in self.tree.attributes(node)?.own {
+            let set = rustix::fs::fsetxattr(file, attribute.as_slice(), &value, XattrFlags::empty());
+            self.attribute_set(set, number, name, &attribute)?;
         }
-        rustix::fs::fchmod(file, inode.permissions()).map_err(failed("set the mode"))?;
-        rustix::fs::futimens(file, &times(inode)).map_err(failed("set the time"))
+        let mode = permissions(inode, is_own);
+        rustix::fs::fchmod(file, mode).map_err(self.failed(number, name, "set the mode"))?;
+        rustix::fs::futimens(file, &times(inode)).map_err(self.failed(number, name, "set the time"))
     }
 
-    /// As [`Self::dress`] of what cannot be opened, without mode and attributes.
-    fn dress_link(&self, directory: &OwnedFd, name: &[u8], inode: &Inode, path: &Path) -> Result<()> {
-        let (uid, gid) = (rustix::fs::Uid::from_raw(inode.uid), rustix::fs::Gid::from_raw(inode.gid));
-        rustix::fs::chownat(directory, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
-            .map_err(|errno| owner_error(errno, inode, path))?;
-        rustix::fs::utimensat(directory, name, &times(inode), AtFlags::SYMLINK_NOFOLLOW)
-            .map_err(|errno| io_error(path, "set the time", errno.into()))
+    /// As [`Self::dress`] of what is not to be opened: links, devices, pipes.
+    fn dress_by_name(&mut self, number: usize, directory: &OwnedFd, name: &[u8], node: &Node) -> Result<()> {
+        let inode = &node.inode;
+        let follow_none = AtFlags::SYMLINK_NOFOLLOW;
+        let changed = rustix::fs::chownat(directory, name, Some(uid(inode)), Some(gid(inode)), follow_none);
+        let is_own = self.owner_set(changed, number, name, inode)?;
+        let through = PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd())).join(OsStr::from_bytes(name));
+        for (attribute, value) in self.tree.attributes(node)?.own {
+            // Linux shows and takes those of users on files and directories alone (xattr(7)).
+            if attribute.starts_with(b"user.") {
+                continue;
+            }
+            let set = rustix::fs::lsetxattr(&through, attribute.as_slice(), &value, XattrFlags::empty());
+            self.attribute_set(set, number, name, &attribute)?;
+        }
+        // The mode of a link means nothing, and that of a whiteout is what everybody may make it with.
+        if inode.kind() != FileType::Symlink && !inode.is_whiteout() {
+            rustix::fs::chmodat(directory, name, permissions(inode, is_own), AtFlags::empty()).map_err(self.failed(
+                number,
+                name,
+                "set the mode",
+            ))?;
+        }
+        rustix::fs::utimensat(directory, name, &times(inode), follow_none).map_err(self.failed(
+            number,
+            name,
+            "set the time",
+        ))
+    }
+
+    /// Whether a file has its own owner; fails or counts it if not.
+    fn owner_set(
+        &mut self,
+        changed: rustix::io::Result<()>,
+        number: usize,
+        name: &[u8],
+        inode: &Inode,
+    ) -> Result<bool> {
+        match (changed, self.strictness) {
+            (Ok(()), _) => Ok(true),
+            (Err(Errno::INVAL | Errno::PERM), Strictness::AsFarAsPossible) => {
+                let path = self.shown(number, name);
+                self.losses.owners.add(|| path);
+                Ok(false)
+            }
+            (Err(Errno::INVAL), Strictness::Whole) => {
+                Err(UnpackError::Owner { path: self.shown(number, name), uid: inode.uid, gid: inode.gid })
+            }
+            (Err(errno), _) => Err(self.failed(number, name, "set the owner")(errno)),
+        }
+    }
+
+    fn attribute_set(
+        &mut self,
+        set: rustix::io::Result<()>,
+        number: usize,
+        name: &[u8],
+        attribute: &[u8],
+    ) -> Result<()> {
+        match (set, self.strictness) {
+            (Ok(()), _) => Ok(()),
+            (Err(Errno::PERM | Errno::OPNOTSUPP | Errno::INVAL), Strictness::AsFarAsPossible) => {
+                let path = self.shown(number, name);
+                self.losses.attributes.add(|| path);
+                Ok(())
+            }
+            // Those only the host's root may set mean nothing to a pod of anyone else.
+            (Err(Errno::PERM), Strictness::Whole) if attribute.starts_with(b"trusted.") => Ok(()),
+            (Err(errno), _) => Err(self.failed(number, name, "set an extended attribute")(errno)),
+        }
     }
 
     /// Copies a file's data; holes stay holes.
-    fn copy(&self, inode: &Inode, file: &File, path: &Path) -> Result<()> {
-        file.set_len(inode.size).map_err(|source| io_error(path, "write", source))?;
-        let mut buffer = vec![0; PIECE.min(inode.size as usize)];
+    fn copy(&self, node: &Node, file: &File, failed: impl Fn(io::Error) -> UnpackError) -> Result<()> {
+        let (volume, inode) = (self.tree.layer(node), &node.inode);
+        file.set_len(inode.size).map_err(&failed)?;
+        let mut buffer = vec![0; PIECE.min(usize::try_from(inode.size).unwrap_or(PIECE))];
         let mut at = 0;
         while at < inode.size {
-            let (length, is_hole) = self.extent(inode, at)?;
-            let length = length.min(inode.size - at).min(PIECE as u64);
-            if !is_hole {
-                let piece = &mut buffer[..length as usize];
-                self.read_data(inode, at, piece)?;
-                file.write_all_at(piece, at).map_err(|source| io_error(path, "write", source))?;
+            let (length, is_hole) = volume.extent(inode, at)?;
+            if is_hole {
+                at += length;
+                continue;
             }
-            at += length;
+            let piece = &mut buffer[..length.min(PIECE as u64) as usize];
+            volume.read_data(inode, at, piece)?;
+            file.write_all_at(piece, at).map_err(&failed)?;
+            at += piece.len() as u64;
         }
         Ok(())
     }
-
-    /// How far the piece at `offset` of a file's data goes, and whether it is a hole.
-    fn extent(&self, inode: &Inode, offset: u64) -> Result<(u64, bool)> {
-        if inode.layout != 4 {
-            return Ok((inode.size - offset, false));
-        }
-        let chunk = chunk_size(inode)?;
-        Ok((chunk - offset % chunk, self.chunk_block(inode, offset / chunk)? == NO_BLOCK))
-    }
-
-    fn chunk_block(&self, inode: &Inode, number: u64) -> Result<u32> {
-        let mut entry = [0; 4];
-        read_at(self.image, &mut entry, inode.attributes.1 + number * 4)?;
-        Ok(u32::from_le_bytes(entry))
-    }
-
-    /// Reads data of a file that lies in one extent.
-    fn read_data(&self, inode: &Inode, offset: u64, buffer: &mut [u8]) -> Result<()> {
-        let block = |number: u32| u64::from(number) * BLOCK as u64;
-        let start = match inode.layout {
-            0 => block(inode.union),
-            2 => inode.attributes.1,
-            4 => {
-                let chunk = chunk_size(inode)?;
-                let first = block(self.chunk_block(inode, offset / chunk)?);
-                return self.read_within(buffer, first, offset % chunk);
-            }
-            _ => return damaged("a file's data has a form that is not written"),
-        };
-        self.read_within(buffer, start, offset)
-    }
-
-    fn read_within(&self, buffer: &mut [u8], start: u64, offset: u64) -> Result<()> {
-        match start.checked_add(offset) {
-            Some(at) if at <= self.size => read_at(self.image, buffer, at),
-            _ => damaged("a file's data is beyond its end"),
-        }
-    }
-
-    fn attributes(&self, inode: &Inode) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
-        let (start, end) = inode.attributes;
-        let mut bytes = vec![0; (end - start) as usize];
-        read_at(self.image, &mut bytes, start)?;
-        let mut attributes = Vec::new();
-        let mut rest = bytes.get(XATTR_HEADER_SIZE..).unwrap_or_default();
-        while rest.len() >= XATTR_ENTRY_SIZE {
-            let (name, value) = (usize::from(rest[0]), usize::from(u16_at(rest, 2)));
-            let end = XATTR_ENTRY_SIZE + name + value;
-            let Some(prefix) = super::xattr::prefix(rest[1]).filter(|_| end <= rest.len()) else {
-                return damaged("an extended attribute makes no sense");
-            };
-            let name = [prefix, &rest[XATTR_ENTRY_SIZE..XATTR_ENTRY_SIZE + name]].concat();
-            attributes.push((name, rest[end - value..end].to_vec()));
-            rest = rest.get(end.next_multiple_of(4)..).unwrap_or_default();
-        }
-        Ok(attributes)
-    }
 }
 
-fn owner_error(errno: Errno, inode: &Inode, path: &Path) -> UnpackError {
-    match errno {
-        Errno::INVAL => UnpackError::Owner { path: Path::new("/").join(path), uid: inode.uid, gid: inode.gid },
-        errno => io_error(path, "set the owner", errno.into()),
-    }
+fn uid(inode: &Inode) -> rustix::fs::Uid {
+    rustix::fs::Uid::from_raw(inode.uid)
+}
+
+fn gid(inode: &Inode) -> rustix::fs::Gid {
+    rustix::fs::Gid::from_raw(inode.gid)
+}
+
+/// What set-user-ID gave away would be another user's rights.
+fn permissions(inode: &Inode, is_own: bool) -> Mode {
+    if is_own { inode.permissions() } else { inode.permissions() - (Mode::SUID | Mode::SGID) }
 }
 
 fn times(inode: &Inode) -> Timestamps {
     Timestamps { last_access: inode.mtime, last_modification: inode.mtime }
-}
-
-fn chunk_size(inode: &Inode) -> Result<u64> {
-    match inode.union {
-        bits @ 0..=0x1f => Ok((BLOCK as u64) << bits),
-        _ => damaged("a file's chunks have a form that is not written"),
-    }
-}
-
-/// Names and inodes of one block of a directory, without the directory itself and the one above it.
-fn entries(block: &[u8]) -> Result<Vec<(Vec<u8>, u64)>> {
-    const WRONG: &str = "a directory makes no sense";
-    if block.len() < DIRENT_SIZE {
-        return damaged(WRONG);
-    }
-    let offset = |entry: usize| usize::from(u16_at(block, entry * DIRENT_SIZE + 8));
-    let count = offset(0) / DIRENT_SIZE;
-    if count == 0 || count * DIRENT_SIZE > block.len() {
-        return damaged(WRONG);
-    }
-    let mut entries = Vec::with_capacity(count);
-    for entry in 0..count {
-        let end = if entry + 1 < count { offset(entry + 1) } else { block.len() };
-        let Some(name) = block.get(offset(entry)..end) else { return damaged(WRONG) };
-        let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
-        let nid = u64_at(block, entry * DIRENT_SIZE);
-        match name {
-            b"." | b".." => {}
-            name if name.is_empty() || name.len() > MAX_NAME || name.contains(&b'/') => return damaged(WRONG),
-            name => entries.push((name.to_vec(), nid)),
-        }
-    }
-    Ok(entries)
 }

@@ -19,11 +19,6 @@ const PREFIXES: [(&[u8], u8); 5] = [
     (b"security.", 6),
 ];
 
-/// The prefix of a number.
-pub fn prefix(number: u8) -> Option<&'static [u8]> {
-    PREFIXES.into_iter().find(|(_, other)| *other == number).map(|(prefix, _)| prefix)
-}
-
 /// The attributes by which overlayfs knows that a directory hides those of its name below: `trusted.overlay.opaque`, and
 /// `user.overlay.opaque` where it is mounted in a user namespace, whose root may not see the first.
 const OPAQUE: ([u8; 2], &[u8]) = ([4, 1], b"overlay.opaque");

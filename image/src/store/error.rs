@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::digest::Digest;
-use crate::erofs::{BuildError, UnpackError};
+use crate::erofs::{BuildError, FindError, UnpackError};
 use crate::oci::OciError;
 use crate::registry::RegistryError;
 
@@ -26,6 +26,34 @@ pub enum StoreError {
         layer: Digest,
         /// Why.
         source: UnpackError,
+    },
+    /// An image's files that could not be written to where they are wanted.
+    #[error("image {image} cannot be unpacked: {source}")]
+    Render {
+        /// The image.
+        image: String,
+        /// Why.
+        source: UnpackError,
+    },
+    /// A path that the image does not have.
+    #[error("image {image}: {source}")]
+    Find {
+        /// The image.
+        image: String,
+        /// Why.
+        source: FindError,
+    },
+    /// A place that has something in it.
+    #[error("{} is there and not an empty directory; name another place, or replace it by --overwrite", path.display())]
+    PlaceTaken {
+        /// The place.
+        path: PathBuf,
+    },
+    /// A place that cannot be replaced.
+    #[error("{} is a mount point and not empty, so that it cannot be replaced; empty it first", path.display())]
+    PlaceMounted {
+        /// The place.
+        path: PathBuf,
     },
     /// A record that cannot be read.
     #[error("image store: {} is damaged ({source}); remove the image and import it again", path.display())]

@@ -28,6 +28,7 @@ mod lookup;
 mod pipe;
 mod records;
 mod remove;
+mod render;
 mod scratch;
 #[cfg(test)]
 mod tests;
@@ -44,6 +45,7 @@ pub use fetch::{FetchOptions, Origin};
 pub use import::{ImportOptions, Imported};
 pub use lookup::{Image, Layer, ResolvedImage, Step};
 pub use remove::{Collected, Removed, Uses};
+pub use render::{RenderOptions, What};
 pub use verify::Problem;
 
 use error::at;

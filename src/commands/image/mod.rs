@@ -10,6 +10,7 @@ mod list;
 mod manifest;
 pub mod progress;
 pub mod registries;
+mod render;
 mod rm;
 mod verify;
 
@@ -42,6 +43,10 @@ pub enum ImageCommand {
     CatManifest(manifest::CatManifestArgs),
     /// Write an image as an OCI layout or an archive of one
     Export(export::ExportArgs),
+    /// Write an image's root filesystem to a directory
+    Render(render::RenderArgs),
+    /// Write an image's files to a directory with its manifest, or some of the files
+    Extract(render::ExtractArgs),
     /// Check that all images are what they were when they came
     Verify(verify::VerifyArgs),
     /// Remove images
@@ -63,6 +68,8 @@ pub fn run(command: &ImageCommand, config: &Config) -> Result<u8> {
         ImageCommand::History(args) => history::run(args, &store),
         ImageCommand::CatManifest(args) => manifest::run(args, &store),
         ImageCommand::Export(args) => export::run(args, &store),
+        ImageCommand::Render(args) => render::render(args, &store),
+        ImageCommand::Extract(args) => render::extract(args, &store),
         ImageCommand::Verify(args) => verify::run(args, &store),
         ImageCommand::Rm(args) => Ok(rm::run(args, &store, &config.pods())),
         ImageCommand::Gc(args) => gc::run(args, &store, &config.pods()),

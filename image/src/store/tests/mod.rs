@@ -5,6 +5,7 @@ mod export;
 mod import;
 mod lookup;
 mod removal;
+mod render;
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
