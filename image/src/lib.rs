@@ -26,6 +26,7 @@ pub mod registry;
 pub mod source;
 pub mod store;
 pub mod tar;
+pub mod trust;
 
 pub use digest::Digest;
 pub use oci::{Format, ImageConfig, ImageHealthcheck};

@@ -29,7 +29,7 @@ mod pipe;
 mod records;
 mod remove;
 mod render;
-mod scratch;
+pub(crate) mod scratch;
 #[cfg(test)]
 mod tests;
 mod tree;

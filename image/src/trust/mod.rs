@@ -1,0 +1,32 @@
+//! Whose images are trusted.
+//!
+//! | module | subject |
+//! |---|---|
+//! | [`keyring`] | keys that may sign appc images of a name, as files |
+//! | [`certificate`], [`signature`] | OpenPGP keys, and detached signatures by them |
+//!
+//! A signature is only as good as the key behind it: keys come into the keyring by `podvm trust add` alone, after review of
+//! their fingerprints. Nothing that a server says makes a key trusted.
+
+pub mod certificate;
+pub mod keyring;
+pub mod signature;
+#[cfg(test)]
+mod tests;
+
+pub use certificate::{KeyDescription, KeyError, PublicKey, SubkeyDescription};
+pub use keyring::{Keyring, KeyringError, Prefix, Scope, TrustError, TrustedKey};
+pub use signature::{MAX_SIGNATURE, SignatureError, Signer};
+
+/// A day as `2016-02-29`, in UTC.
+pub fn date(seconds: u64) -> String {
+    // Days are counted from the first of March of year 0, so that leap days end years.
+    let days = seconds / 86_400 + 719_468;
+    let (era, day) = (days / 146_097, days % 146_097);
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let (day, month) = (day - (153 * month + 2) / 5 + 1, if month < 10 { month + 3 } else { month - 9 });
+    let year = era * 400 + year + u64::from(month <= 2);
+    format!("{year:04}-{month:02}-{day:02}")
+}
