@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use podvm_vmm::boot::BootFile;
-use podvm_vmm::devices::net::{Net, NetConfig};
+use podvm_vmm::devices::net::{Net, NetConfig, NetworkEnd};
 use podvm_vmm::devices::rng::Rng;
 use podvm_vmm::devices::vsock::{Vsock, VsockConfig, VsockConnector};
 use podvm_vmm::machine::{Vm, VmConfig};
@@ -65,7 +65,7 @@ fn test(kernel: &Path) -> Outcome<()> {
     let connector = vsock.connector();
     let tap = tap()?;
     configure_interface("tap0", HOST_ADDRESS)?;
-    let net = Net::new(NetConfig { tap, mac: [2, 0, 0, 0, 0, 3], mtu: Some(1500) })?;
+    let net = Net::new(NetConfig { network: NetworkEnd::Tap(tap), mac: [2, 0, 0, 0, 0, 3], mtu: Some(1500) })?;
 
     let mut config = VmConfig::new(BootFile::kernel(kernel)?, 512 << 20);
     config.boot.initramfs = Some(BootFile::initramfs(&initramfs::write(directory.path())?)?);

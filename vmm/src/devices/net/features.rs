@@ -30,18 +30,21 @@ impl Features {
     /// A received frame may lie in several buffers.
     pub const MRG_RXBUF: Self = Self(1 << 15);
 
-    /// What the device offers whatever its configuration.
-    pub fn always() -> Self {
+    /// What the device can do by itself.
+    pub fn plain() -> Self {
+        Self::MAC | Self::MRG_RXBUF
+    }
+
+    /// What takes a network that finishes frames for the driver, and that the driver finishes frames for.
+    pub fn offloads() -> Self {
         Self::CSUM
             | Self::GUEST_CSUM
-            | Self::MAC
             | Self::GUEST_TSO4
             | Self::GUEST_TSO6
             | Self::GUEST_ECN
             | Self::HOST_TSO4
             | Self::HOST_TSO6
             | Self::HOST_ECN
-            | Self::MRG_RXBUF
     }
 
     /// The set of the bits of a number.

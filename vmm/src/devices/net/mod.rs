@@ -1,28 +1,31 @@
-//! virtio-net: a network card on a tap (virtio 1.2, section 5.1).
+//! virtio-net: a network card on a tap, or on a stream socket (virtio 1.2, section 5.1).
 //!
-//! One pair of queues. Frames pass between guest memory and the tap without a copy in between, each behind a
+//! One pair of queues. Frames pass between guest memory and a tap without a copy in between, each behind a
 //! virtio-net header that the guest and the kernel understand alike: checksums and segmentation are left to
 //! whichever side does them last. The kernel checks the header's contents; this device checks lengths.
+//! On a stream (module `stream`), there is no header and nothing to leave.
 //!
 //! Frames are dropped only as a network may: by the tap when its queue is full, or when the host refuses a
-//! frame. A guest without receive buffers is not worked for: the tap is watched edge-triggered, and read
+//! frame. A guest without receive buffers is not worked for: the network is watched edge-triggered, and read
 //! again when the guest offers buffers.
 
 mod features;
+mod link;
 mod receive;
+mod stream;
 mod tap;
 #[cfg(test)]
 mod tests;
-
-use std::fs::File;
 
 use event_manager::EventSet;
 use serde::{Deserialize, Serialize};
 
 use self::features::Features;
+use self::link::Link;
+pub use self::link::NetworkEnd;
 use self::receive::Window;
+use self::tap::Moved;
 pub use self::tap::TapError;
-use self::tap::{Moved, Tap};
 use super::{Context, DeviceError, DeviceKind, VirtioDevice, Watches};
 use crate::persist::{Persist, PersistError};
 use crate::virtio::chain::DescriptorChain;
@@ -51,16 +54,16 @@ const SMALLEST_MTU: u16 = 68;
 /// Most frames received at a stretch, so that sending and commands take their turn.
 const MAX_FRAMES_AT_ONCE: usize = 256;
 
-const TAP_TOKEN: u32 = 0;
+const LINK_TOKEN: u32 = 0;
 
 /// What a network card is made of.
 #[derive(Debug)]
 pub struct NetConfig {
-    /// A tap attached with IFF_TAP, IFF_NO_PI and IFF_VNET_HDR.
-    pub tap: File,
+    /// What it is plugged into.
+    pub network: NetworkEnd,
     /// The card's address.
     pub mac: [u8; 6],
-    /// Largest packet of the network behind the tap, if the guest is to be told. 68 or more.
+    /// Largest packet of the network, if the guest is to be told. 68 or more.
     pub mtu: Option<u16>,
 }
 
@@ -70,6 +73,9 @@ pub enum NetError {
     /// The tap does not serve.
     #[error(transparent)]
     Tap(#[from] TapError),
+    /// The socket does not serve.
+    #[error("the socket given as a network cannot be used: {0}")]
+    Stream(#[source] std::io::Error),
     /// The MTU is below what IPv4 needs.
     #[error("an MTU of {mtu} is too small; give {SMALLEST_MTU} or more")]
     Mtu {
@@ -81,44 +87,45 @@ pub enum NetError {
 /// The network card.
 #[derive(Debug)]
 pub struct Net {
-    tap: Tap,
+    link: Link,
     mac: [u8; 6],
     mtu: Option<u16>,
     /// What was agreed on; `None` while there is no driver.
     active: Option<Features>,
-    /// The tap may have frames: set by its events, cleared when it has none.
+    /// The network may have frames: set by its events, cleared when it has none.
     readable: bool,
-    /// The tap takes no frames for now.
+    /// The network takes no frames for now.
     sending_blocked: bool,
 }
 
 impl Net {
-    /// A new card. Sets the tap up, which needs no privilege but ioctl(2) and fcntl(2).
+    /// A new card. Sets a tap up, which needs no privilege but ioctl(2) and fcntl(2).
     ///
     /// # Errors
     /// [`NetError`].
     pub fn new(config: NetConfig) -> Result<Self, NetError> {
-        let NetConfig { tap, mac, mtu } = config;
+        let NetConfig { network, mac, mtu } = config;
         if let Some(mtu) = mtu.filter(|&mtu| mtu < SMALLEST_MTU) {
             return Err(NetError::Mtu { mtu });
         }
-        Ok(Self::on(Tap::new(tap)?, mac, mtu))
+        Ok(Self::on(Link::new(network)?, mac, mtu))
     }
 
-    fn on(tap: Tap, mac: [u8; 6], mtu: Option<u16>) -> Self {
-        Self { tap, mac, mtu, active: None, readable: false, sending_blocked: false }
+    fn on(link: Link, mac: [u8; 6], mtu: Option<u16>) -> Self {
+        Self { link, mac, mtu, active: None, readable: false, sending_blocked: false }
     }
 
     /// Room that the largest frame needs now.
     fn largest_received(&self, features: Features) -> usize {
-        if features.has(Features::GUEST_TSO4 | Features::GUEST_TSO6) {
+        // On a stream, packets of UDP may be larger than the MTU.
+        if matches!(self.link, Link::Stream(_)) || features.has(Features::GUEST_TSO4 | Features::GUEST_TSO6) {
             LARGEST_FRAME
         } else {
             HEADER_BYTES + ETHERNET_BYTES + usize::from(self.mtu.unwrap_or(0).max(DEFAULT_MTU))
         }
     }
 
-    /// Moves frames from the tap to the guest, as long as there are frames and buffers.
+    /// Moves frames from the network to the guest, as long as there are frames and buffers.
     fn receive(&mut self, context: &mut Context<'_, '_>) -> Result<(), DeviceError> {
         let Some(features) = self.active else { return Ok(()) };
         let queue = &mut context.queues[RX];
@@ -139,64 +146,67 @@ impl Net {
                 // The driver's next buffers kick. If they came just now, they are looked at soon.
                 return if queue.enable_kicks()? { Ok(queue.kick_self()?) } else { Ok(()) };
             }
-            match window.read(&self.tap) {
+            match self.link.receive(window) {
                 Ok(Moved::Bytes(length)) if length >= HEADER_BYTES => window.deliver(length, queue)?,
-                // A tap gives no frame without its header.
+                // No frame comes without a header.
                 Ok(Moved::Bytes(_) | Moved::NotNow) => {
                     self.readable = false;
                     return Ok(());
                 }
-                Err(source) => return Err(DeviceError::Host { what: "reading from the tap", source }),
+                Err(source) => return Err(DeviceError::Host { what: "reading from the network", source }),
             }
         }
         Ok(queue.kick_self()?)
     }
 
-    /// Moves frames from the guest to the tap, as long as it takes them.
+    /// Moves frames from the guest to the network, as long as it takes them.
     fn send(&mut self, context: &mut Context<'_, '_>) -> Result<(), DeviceError> {
         let queue = &mut context.queues[TX];
         if self.sending_blocked || !queue.is_ready() {
             return Ok(());
         }
         queue.disable_kicks()?;
+        let mut is_blocked = !self.link.flush();
         for _ in 0..queue.size() {
-            let Some(chain) = queue.pop()? else { break };
-            if self.send_frame(&chain)? == Moved::NotNow {
-                queue.undo_pop();
-                queue.notify()?;
-                self.sending_blocked = true;
-                return self.watch(&mut context.watches);
+            if is_blocked {
+                break;
             }
-            queue.add_used(chain.head(), 0)?;
+            let Some(chain) = queue.pop()? else { break };
+            if send_frame(&mut self.link, &chain)? == Moved::NotNow {
+                queue.undo_pop();
+                is_blocked = true;
+            } else {
+                queue.add_used(chain.head(), 0)?;
+            }
         }
         queue.notify()?;
+        // Part of a frame may be left.
+        if is_blocked || !self.link.flush() {
+            self.sending_blocked = true;
+            return self.watch(&mut context.watches);
+        }
         if queue.enable_kicks()? {
             queue.kick_self()?;
         }
         Ok(())
     }
 
-    fn send_frame(&self, chain: &DescriptorChain) -> Result<Moved, DeviceError> {
-        let frame = chain.readable();
-        let length = frame.len();
-        if length < HEADER_BYTES {
-            return Err(DeviceError::Protocol("a frame is shorter than its header"));
-        }
-        if length > LARGEST_FRAME {
-            // No network carries it.
-            return Ok(Moved::Bytes(0));
-        }
-        // A frame that the kernel refuses (a wrong header, the interface is down, no memory) is lost, as on a wire.
-        Ok(self.tap.write(&frame.iovecs()).unwrap_or(Moved::Bytes(0)))
-    }
-
-    /// Watches the tap for what is waited for. Looks for what is ready already, so that nothing is missed.
+    /// Watches the network for what is waited for. Looks for what is ready already, so that nothing is missed.
     fn watch(&self, watches: &mut Watches<'_, '_>) -> Result<(), DeviceError> {
-        watches.modify(self.tap.fd(), TAP_TOKEN, interest(self.sending_blocked))
+        watches.modify(self.link.fd(), LINK_TOKEN, interest(self.sending_blocked))
     }
 }
 
-/// Events of the tap: frames, and room if `room`.
+fn send_frame(link: &mut Link, chain: &DescriptorChain) -> Result<Moved, DeviceError> {
+    match chain.readable().len() {
+        ..HEADER_BYTES => Err(DeviceError::Protocol("a frame is shorter than its header")),
+        // No network carries it.
+        length if length > LARGEST_FRAME => Ok(Moved::Bytes(0)),
+        _ => Ok(link.send(chain)),
+    }
+}
+
+/// Events of the network: frames, and room if `room`.
 fn interest(room: bool) -> EventSet {
     let always = EventSet::IN | EventSet::EDGE_TRIGGERED;
     if room { always | EventSet::OUT } else { always }
@@ -212,8 +222,8 @@ impl VirtioDevice for Net {
     }
 
     fn features(&self) -> u64 {
-        let always = Features::always();
-        if self.mtu.is_some() { (always | Features::MTU).bits() } else { always.bits() }
+        let features = self.link.features();
+        if self.mtu.is_some() { (features | Features::MTU).bits() } else { features.bits() }
     }
 
     fn config(&self) -> Vec<u8> {
@@ -226,11 +236,11 @@ impl VirtioDevice for Net {
 
     fn activate(&mut self, features: u64, context: &mut Context<'_, '_>) -> Result<(), DeviceError> {
         let features = Features::from_bits(features);
-        self.tap.set_offloads(features).map_err(|error| DeviceError::Host {
+        self.link.set_offloads(features).map_err(|error| DeviceError::Host {
             what: "setting the tap's offloads",
             source: std::io::Error::other(error),
         })?;
-        context.watches.add(self.tap.fd(), TAP_TOKEN, interest(false))?;
+        context.watches.add(self.link.fd(), LINK_TOKEN, interest(false))?;
         (self.active, self.readable, self.sending_blocked) = (Some(features), true, false);
         Ok(())
     }
@@ -253,7 +263,7 @@ impl VirtioDevice for Net {
             self.watch(&mut context.watches)?;
             self.send(context)?;
         }
-        // An error of the tap is reported by reading.
+        // An error of the network is reported by reading.
         if events.intersects(EventSet::IN | EventSet::ERROR | EventSet::HANG_UP) {
             self.readable = true;
             self.receive(context)?;
@@ -264,7 +274,7 @@ impl VirtioDevice for Net {
     fn reset(&mut self, watches: &mut Watches<'_, '_>) {
         if self.active.take().is_some() {
             // It is watched while the device is active.
-            let _ = watches.remove(self.tap.fd());
+            let _ = watches.remove(self.link.fd());
         }
     }
 }

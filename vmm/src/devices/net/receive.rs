@@ -71,6 +71,20 @@ impl Window {
         moved
     }
 
+    /// Copies a frame that comes without header into the window, as far as there is room, behind an empty one.
+    pub fn copy_from(&mut self, frame: &[u8]) -> Moved {
+        let mut header: &[u8] = &[0; HEADER_BYTES];
+        let mut left = frame;
+        for held in &self.chains {
+            let mut buffers = held.chain.writable();
+            // The first buffer has room for it.
+            buffers.take(header.len()).copy_from(header);
+            header = &[];
+            left = &left[buffers.copy_from(left)..];
+        }
+        Moved::Bytes(HEADER_BYTES + frame.len())
+    }
+
     /// A frame of `length` bytes, header and all, was read: gives the chains it lies in to the driver. A frame
     /// that did not fit is dropped.
     pub fn deliver(&mut self, length: usize, queue: &mut Virtqueue) -> Result<(), DeviceError> {

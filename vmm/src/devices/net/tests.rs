@@ -1,10 +1,12 @@
 //! The card in front of a guest's driver, on a socket that stands for the tap, and on a real tap.
 
+use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{FromRawFd, OwnedFd};
 
 use proptest::prelude::*;
 
+use super::tap::Tap;
 use super::*;
 use crate::devices::testing::{Bench, Buffer, survives_hostile_rings};
 use crate::sandbox;
@@ -26,7 +28,7 @@ fn packet_sockets() -> (File, File) {
 /// A card and the network behind it.
 fn card(mtu: Option<u16>) -> (Net, File) {
     let (tap, network) = packet_sockets();
-    (Net::on(Tap::from_socket(tap), MAC, mtu), network)
+    (Net::on(Link::Tap(Tap::from_socket(tap)), MAC, mtu), network)
 }
 
 fn common() -> u64 {
@@ -212,7 +214,7 @@ fn a_driver_that_polls_is_not_interrupted() {
 #[test]
 fn an_mtu_below_ipv4_is_refused_with_its_number() {
     let tap = tempfile::tempfile().unwrap();
-    let error = Net::new(NetConfig { tap, mac: MAC, mtu: Some(67) }).unwrap_err();
+    let error = Net::new(NetConfig { network: NetworkEnd::Tap(tap), mac: MAC, mtu: Some(67) }).unwrap_err();
     assert!(error.to_string().contains("67"), "{error}");
 }
 
@@ -266,7 +268,7 @@ fn a_restored_card_keeps_its_mtu() {
     let (card, _network) = card(Some(1400));
     let state = crate::persist::decode(&crate::persist::encode(&card.save()).unwrap()).unwrap();
     let tap = tempfile::tempfile().unwrap();
-    let error = Net::restore(NetConfig { tap, mac: MAC, mtu: None }, state).unwrap_err();
+    let error = Net::restore(NetConfig { network: NetworkEnd::Tap(tap), mac: MAC, mtu: None }, state).unwrap_err();
     assert!(error.to_string().contains("1400"), "{error}");
 }
 
@@ -385,7 +387,7 @@ mod real_tap {
     }
 
     fn start_on(tap: File, features: Features) -> Bench<Net> {
-        let card = Net::new(NetConfig { tap, mac: MAC, mtu: None }).unwrap();
+        let card = Net::new(NetConfig { network: NetworkEnd::Tap(tap), mac: MAC, mtu: None }).unwrap();
         let mut bench = Bench::start_with_features(card, common() | features.bits());
         receive_buffers(&mut bench, 100, 2048);
         bench
@@ -402,7 +404,7 @@ mod real_tap {
     #[test]
     fn the_hosts_network_stack_answers_the_guest() {
         let Some(tap) = tap() else { return };
-        let mut bench = start_on(tap, Features::always());
+        let mut bench = start_on(tap, Features::plain() | Features::offloads());
         // A header that asks for a checksum beyond the frame: the kernel refuses it, and the card goes on.
         let mut wrong = arp_request();
         (wrong[0], wrong[6], wrong[8]) = (1, 0xff, 0xff);
@@ -432,7 +434,7 @@ mod real_tap {
     #[test]
     fn a_confined_thread_can_do_all_that_the_card_does() {
         let Some(tap) = tap() else { return };
-        let card = Net::new(NetConfig { tap, mac: MAC, mtu: None }).unwrap();
+        let card = Net::new(NetConfig { network: NetworkEnd::Tap(tap), mac: MAC, mtu: None }).unwrap();
         let (sender, receiver) = std::sync::mpsc::channel();
         let body = move || {
             let mut bench = Bench::start(card);
@@ -458,7 +460,7 @@ mod real_tap {
         other.ifr_name[3] = b'1' as libc::c_char;
         other.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI) as i16;
         control(file.as_raw_fd(), libc::TUNSETIFF, &mut other);
-        let error = Net::new(NetConfig { tap: file, mac: MAC, mtu: None }).unwrap_err();
+        let error = Net::new(NetConfig { network: NetworkEnd::Tap(file), mac: MAC, mtu: None }).unwrap_err();
         assert!(error.to_string().contains("IFF_VNET_HDR"), "{error}");
     }
 }
