@@ -25,15 +25,12 @@ pub struct Chosen {
     pub fallback: Option<String>,
 }
 
-/// Settles on a stage1. `hindrance` is why a VM could not run this pod even where KVM runs guests.
+/// Settles on a stage1.
 ///
 /// # Errors
 /// [`NoKvm`] when nothing but a VM will do, and this host has none.
-pub fn choose(choice: Stage1Choice, hindrance: Option<&str>) -> Result<Chosen, NoKvm> {
-    match (choice, hindrance) {
-        (Stage1Choice::Auto, Some(hindrance)) => choose_by(choice, || Err(hindrance.into())),
-        _ => choose_by(choice, probe_once_per_boot),
-    }
+pub fn choose(choice: Stage1Choice) -> Result<Chosen, NoKvm> {
+    choose_by(choice, probe_once_per_boot)
 }
 
 fn choose_by(choice: Stage1Choice, probe: impl FnOnce() -> Result<(), String>) -> Result<Chosen, NoKvm> {

@@ -32,7 +32,7 @@ fn measure(leases: &LeaseDir, endpoint: Endpoint, published: u16) -> Vec<(&'stat
     let network = PodNetwork::create(&request, leases).expect("a pod network");
     step("create");
     if endpoint == Endpoint::Vm {
-        let tap = network.attach_tap().expect("a tap");
+        let tap = network.attach_card().expect("a tap");
         step("attach tap");
         drop(tap);
         step("close tap");

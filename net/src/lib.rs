@@ -2,7 +2,7 @@
 //!
 //! [`PodNetwork::create`] is called by the process that becomes the pod. It gives the pod a network namespace of its own, with a
 //! veth pair to the host, a leased IPv4 and IPv6 address, masquerade, and the host's ports that were asked for; for a VM,
-//! [`PodNetwork::attach_tap`] then puts a tap in the namespace's place. Everything is done by netlink, without other programs.
+//! [`PodNetwork::attach_card`] then puts a tap in the namespace's place. Everything is done by netlink, without other programs.
 //!
 //! Nothing outlives the pod: namespace and links, rules, leases and claims on ports are all held by its process, and the kernel
 //! releases them when it ends, however it ends. [`gc`] sweeps up the rest, which is files.
@@ -16,7 +16,7 @@
 //! | `netlink` | messages and sockets under both |
 //! | [`LeaseDir`] | which pod has which address |
 //! | `port`, `conntrack` | claims on the host's ports, and flows to them from before |
-//! | `user_mode` | the network of ordinary users' pods, by pasta(1) |
+//! | `user_mode` | the network of ordinary users' pods, by pasta(1) and passt(1) |
 //! | [`host_dns`], [`host_names`] | the host's name servers, and its `/etc/hosts` |
 //!
 //! Settings of the host that are made for the first pod and stay: `net.ipv4.ip_forward=1`, `net.ipv6.conf.all.forwarding=1`, and
@@ -52,5 +52,5 @@ pub use port::PortError;
 pub use request::{Endpoint, NetworkConfig, NetworkRequest};
 pub use subnet::{Ipv4Subnet, Ipv6Subnet, SubnetError};
 pub use sysctl::SysctlError;
-pub use tap::{Tap, TapError};
+pub use tap::{Card, Tap, TapError};
 pub use user_mode::UserModeError;

@@ -22,8 +22,8 @@ use crate::request::{Endpoint, NetworkRequest};
 use crate::rules::{LINK_PREFIX, PodAddress, pod_table};
 use crate::subnet::Prefix;
 use crate::sysctl::{self, SysctlError};
-use crate::tap::{self, Tap, TapError};
-use crate::user_mode::{self, Pasta, UserModeError};
+use crate::tap::{self, Card, TapError};
+use crate::user_mode::{self, Passt, Pasta, UserModeError};
 
 /// Name of a pod's interface inside its network namespace, and inside its VM.
 pub(crate) const POD_LINK: &str = "eth0";
@@ -70,7 +70,9 @@ enum Holds {
     /// The host's own links and rules.
     Kernel(KernelHolds),
     /// A process that carries the pod's connections; ended when dropped.
-    UserMode(#[expect(dead_code, reason = "held for the pod's life")] Pasta),
+    Pasta(#[expect(dead_code, reason = "held for the pod's life")] Pasta),
+    /// A process that carries the VM's connections.
+    Passt(Passt),
 }
 
 struct KernelHolds {
@@ -163,19 +165,25 @@ impl PodNetwork {
     fn create_user_mode(request: &NetworkRequest) -> Result<Self, CreateError> {
         user_mode::check(request)?;
         let (dns, hosts) = (pod_dns(&request.dns, &NetworkMode::Default), request.hosts.clone());
-        let Some(namespace) = &request.namespace else {
-            return Err(CreateError::Namespace(io::ErrorKind::NotFound.into()));
+        // Their own sockets are the host's, so they are started from there; and there is no way back for this process.
+        let holds = if request.endpoint == Endpoint::Vm {
+            let passt = Passt::start(request)?;
+            enter_namespace(request)?;
+            Holds::Passt(passt)
+        } else {
+            let Some(namespace) = &request.namespace else {
+                return Err(CreateError::Namespace(io::ErrorKind::NotFound.into()));
+            };
+            let mut pasta = Pasta::start(request, namespace.as_fd())?;
+            enter_namespace(request)?;
+            pasta.wait_until_ready()?;
+            Holds::Pasta(pasta)
         };
-        // pasta's own sockets are the host's, so it is started from there; and there is no way back for this process.
-        let mut pasta = Pasta::start(request, namespace.as_fd())?;
-        enter_namespace(request)?;
-        pasta.wait_until_ready()?;
         let mut batch = Batch::default();
         link::push_up(&mut batch, LOOPBACK_INDEX, None);
         Socket::route()?.transact(batch)?;
         let interface = Some(user_mode::interface(request.config.mtu));
-        let holds = Some(Holds::UserMode(pasta));
-        Ok(Self { mode: NetworkMode::Default, interface, dns, hosts, holds })
+        Ok(Self { mode: NetworkMode::Default, interface, dns, hosts, holds: Some(holds) })
     }
 
     fn create_default(request: &NetworkRequest, leases: &LeaseDir) -> Result<Self, CreateError> {
@@ -222,16 +230,19 @@ impl PodNetwork {
         }
     }
 
-    /// Ties a tap to the pod's interface, in the calling thread's namespace, while privileges are there. None when the pod has
-    /// no interface.
+    /// What a VM's card is to be plugged into: a tap that is tied to the pod's interface, in the calling thread's namespace, while
+    /// privileges are there; or the socket of an ordinary user's network. None when the pod has no network.
     ///
     /// # Errors
     /// [`TapError::HostNetwork`] with [`NetworkMode::Host`]; the others when the kernel refuses.
-    pub fn attach_tap(&self) -> Result<Option<Tap>, TapError> {
-        match (&self.mode, &self.interface) {
-            (NetworkMode::Host, _) => Err(TapError::HostNetwork),
-            (_, None) => Ok(None),
-            (_, Some(interface)) => tap::attach(&interface.name, TAP_LINK, interface.mtu).map(Some),
+    pub fn attach_card(&self) -> Result<Option<Card>, TapError> {
+        match (&self.mode, &self.interface, &self.holds) {
+            (NetworkMode::Host, ..) => Err(TapError::HostNetwork),
+            (_, None, _) => Ok(None),
+            (_, _, Some(Holds::Passt(passt))) => passt.card().map(|socket| Some(Card::Stream(socket))),
+            (_, Some(interface), _) => {
+                tap::attach(&interface.name, TAP_LINK, interface.mtu).map(|tap| Some(Card::Tap(tap)))
+            }
         }
     }
 

@@ -43,7 +43,7 @@ impl Default for NetworkConfig {
 pub enum Endpoint {
     /// The pod's network namespace: the apps are in it.
     Namespace,
-    /// A VM behind a tap: [`crate::PodNetwork::attach_tap`] is called next, and the guest configures itself.
+    /// A VM: [`crate::PodNetwork::attach_card`] is called next, and the guest configures itself.
     Vm,
 }
 

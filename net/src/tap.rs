@@ -41,6 +41,9 @@ pub enum TapError {
     /// The pod's interface is gone.
     #[error("the pod has no interface {0}; what made its network is incomplete")]
     NoInterface(String),
+    /// A descriptor cannot be had twice.
+    #[error("no more descriptors for the VM's network ({0}); raise the limit of open files (ulimit -n)")]
+    Descriptor(#[source] io::Error),
     /// The kernel refused to tie the two.
     #[error("{0}; the kernel modules sch_ingress, cls_u32 and act_mirred are needed")]
     Netlink(#[from] NetlinkError),
@@ -54,6 +57,15 @@ pub struct Tap {
     pub file: File,
     /// Name of the tap in the pod's network namespace.
     pub name: String,
+}
+
+/// The network's end of a VM's card.
+#[derive(Debug)]
+pub enum Card {
+    /// A tap whose other end is the pod's interface.
+    Tap(Tap),
+    /// A stream of Ethernet frames, each behind its length: four bytes in network byte order. Closed at exec.
+    Stream(File),
 }
 
 /// Creates the tap `name` in the calling thread's network namespace and ties it to `interface`, whose addresses are removed: they

@@ -1,12 +1,15 @@
-//! The network of an ordinary user's pod: pasta(1) carries its connections as this user's own, since no privilege over the
-//! host's network is there to be had.
+//! The network of an ordinary user's pod: pasta(1) carries its connections as this user's own, and passt(1) a VM's, since no
+//! privilege over the host's network is there to be had.
 //!
-//! pasta is a child of the pod's process and dies with it. Every such pod has the same addresses: it is alone in its network.
+//! Either is a child of the pod's process and ends with it. Every such pod has the same addresses: it is alone in its network.
+//! pasta sets up an interface in the pod's network namespace. passt carries the frames of a VM's card, which it gets and gives by
+//! a socket; pasta would not do for VMs, since it hands connections to the host's loopback to the namespace's own, past the VM.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek};
 use std::net::{IpAddr, Ipv4Addr};
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -17,57 +20,49 @@ use podvm_pod::protocol::InterfaceSpec;
 use crate::link::mac_of;
 use crate::pod_network::CreateError;
 use crate::port;
-use crate::request::{Endpoint, NetworkRequest};
+use crate::request::NetworkRequest;
+use crate::tap::TapError;
 
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(172, 16, 28, 2);
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(172, 16, 28, 1);
 const PREFIX_LENGTH: u8 = 24;
 const NETMASK: &str = "255.255.255.0";
-/// How long pasta may take to set the interface up.
+/// How long the program may take to set the network up.
 const PATIENCE: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(1);
 
 /// Why an ordinary user's pod has no network.
 #[derive(Debug, thiserror::Error)]
 pub enum UserModeError {
-    /// There is no pasta.
+    /// The program is not there.
     #[error(
-        "pasta cannot be run ({0}), which carries the network of ordinary users' pods; install the package passt, or use --net=none"
+        "{program} cannot be run ({source}), which carries the network of ordinary users' pods; install the package passt, or use --net=none"
     )]
-    NoPasta(#[source] io::Error),
+    NotInstalled {
+        /// Which.
+        program: &'static str,
+        /// Why.
+        source: io::Error,
+    },
     /// It gave up.
-    #[error(
-        "pasta cannot make the pod's network: {0}; it needs a host with a default route, and /dev/net/tun open to this user"
-    )]
-    Failed(String),
+    #[error("{program} cannot make the pod's network: {words}; it needs a host with a default route{also}")]
+    Failed {
+        /// Which.
+        program: &'static str,
+        /// Its last words.
+        words: String,
+        /// What else it needs.
+        also: &'static str,
+    },
     /// It is there and does nothing.
-    #[error("pasta did not set the pod's network up within {} s", PATIENCE.as_secs())]
-    Silent,
-    /// pasta hands connections to the host's loopback to the namespace's own, past a VM.
-    #[error("an ordinary user's VM has no network yet; use --net=none or --stage1=ns, or run podvm as root")]
-    NotForVms,
+    #[error("{0} did not set the pod's network up within {patience} s", patience = PATIENCE.as_secs())]
+    Silent(&'static str),
     /// A descriptor or file.
     #[error("the pod's network cannot be made: {0}")]
     Io(#[from] io::Error),
 }
 
-/// pasta, which carries one pod's connections. Dropped, it is ended.
-#[derive(Debug)]
-pub(crate) struct Pasta {
-    child: Child,
-    /// What it says.
-    messages: File,
-}
-
-impl Drop for Pasta {
-    fn drop(&mut self) {
-        // One that has ended needs no killing.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// The pod's interface as pasta makes it.
+/// The pod's interface as it looks from inside.
 pub(crate) fn interface(mtu: u32) -> InterfaceSpec {
     InterfaceSpec {
         name: crate::pod_network::POD_LINK.into(),
@@ -78,52 +73,118 @@ pub(crate) fn interface(mtu: u32) -> InterfaceSpec {
     }
 }
 
+/// pasta, which carries one pod's connections. Dropped, it is ended.
+#[derive(Debug)]
+pub(crate) struct Pasta(Carrier);
+
+impl Drop for Pasta {
+    fn drop(&mut self) {
+        // One that has ended needs no killing.
+        let _ = self.0.child.kill();
+        let _ = self.0.child.wait();
+    }
+}
+
 impl Pasta {
     /// Starts pasta for the network namespace `namespace`. To be called in the host's; [`Self::wait_until_ready`] in the pod's.
     pub fn start(request: &NetworkRequest, namespace: BorrowedFd<'_>) -> Result<Self, UserModeError> {
-        let messages: File = memory_file()?.into();
         let mac = mac_of(ADDRESS).map(|byte| format!("{byte:02x}")).join(":");
-        // A number that is not closed when pasta is executed.
-        let inherited = namespace.try_clone_to_owned()?;
-        let mut command = Command::new("pasta");
+        let namespace = namespace.try_clone_to_owned()?;
+        let mut command = command("pasta", request);
         command
-            .args(["--foreground", "--quiet", "--ipv4-only", "--no-map-gw"])
-            .args(["--address", &ADDRESS.to_string(), "--netmask", NETMASK, "--gateway", &GATEWAY.to_string()])
             .args(["--ns-ifname", crate::pod_network::POD_LINK, "--ns-mac-addr", &mac])
-            .args(["--mtu", &request.config.mtu.to_string()])
-            // From the host to the pod what was published; from the pod's loopback to the host's nothing.
-            .args(forwards(Protocol::Tcp, "-t", &request.ports))
-            .args(forwards(Protocol::Udp, "-u", &request.ports))
-            .args(["-T", "none", "-U", "none", "--config-net"]);
-        let number = inherited.as_raw_fd();
-        command.args(["--netns", &format!("/proc/self/fd/{number}")]);
-        command.stdin(Stdio::null()).stdout(messages.try_clone()?).stderr(messages.try_clone()?);
-        // SAFETY: both calls are safe between fork and exec.
-        unsafe {
-            command.pre_exec(move || {
-                if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) < 0 || libc::fcntl(number, libc::F_SETFD, 0) < 0 {
-                    return Err(io::Error::last_os_error());
-                }
-                // Signals of the terminal are the pod's to obey.
-                libc::setsid();
-                Ok(())
-            })
-        };
-        let child = command.spawn().map_err(UserModeError::NoPasta)?;
-        Ok(Self { child, messages })
+            // From the pod's loopback to the host's nothing.
+            .args(["-T", "none", "-U", "none", "--config-net"])
+            .args(["--netns", &path_of(&namespace)]);
+        Ok(Self(Carrier::spawn("pasta", ", and /dev/net/tun open to this user", command, &[namespace.as_raw_fd()])?))
     }
 
     /// Waits until the pod's interface is there, in the calling thread's network namespace.
     pub fn wait_until_ready(&mut self) -> Result<(), UserModeError> {
         // The default route comes last.
         let (file, sign) = ("/proc/thread-self/net/route", "eth0\t00000000\t");
+        self.0.wait_until(|| Ok(fs::read_to_string(file)?.contains(sign)))
+    }
+}
+
+/// passt, which carries the connections of one VM. It ends when the VM's end of its socket is closed.
+#[derive(Debug)]
+pub(crate) struct Passt {
+    _carrier: Carrier,
+    /// A stream of frames, each behind its length.
+    card: OwnedFd,
+}
+
+impl Passt {
+    /// Starts passt in the calling thread's network namespace, and waits until it listens at the published ports.
+    pub fn start(request: &NetworkRequest) -> Result<Self, UserModeError> {
+        let (card, its_end) = UnixStream::pair()?;
+        // It writes its process ID when it is ready.
+        let ready = memory_file()?;
+        let mut command = command("passt", request);
+        command.args(["--fd", &its_end.as_raw_fd().to_string(), "--pid", &path_of(&ready)]);
+        let inherited = [its_end.as_raw_fd(), ready.as_raw_fd()];
+        let mut carrier = Carrier::spawn("passt", "", command, &inherited)?;
+        let ready = File::from(ready);
+        carrier.wait_until(|| Ok(ready.metadata()?.len() > 0))?;
+        Ok(Self { _carrier: carrier, card: card.into() })
+    }
+
+    /// The VM's end of the socket.
+    pub fn card(&self) -> Result<File, TapError> {
+        Ok(self.card.try_clone().map_err(TapError::Descriptor)?.into())
+    }
+}
+
+/// A running program, and what it says.
+#[derive(Debug)]
+struct Carrier {
+    program: &'static str,
+    needs_also: &'static str,
+    child: Child,
+    messages: File,
+}
+
+impl Carrier {
+    /// Starts the program with these descriptors of this process, under their numbers.
+    fn spawn(
+        program: &'static str,
+        needs_also: &'static str,
+        mut command: Command,
+        inherited: &[RawFd],
+    ) -> Result<Self, UserModeError> {
+        let messages: File = memory_file()?.into();
+        command.stdin(Stdio::null()).stdout(messages.try_clone()?).stderr(messages.try_clone()?);
+        let inherited = inherited.to_owned();
+        // SAFETY: all calls are safe between fork and exec.
+        unsafe {
+            command.pre_exec(move || {
+                if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) < 0 {
+                    return Err(io::Error::last_os_error());
+                }
+                for &number in &inherited {
+                    if libc::fcntl(number, libc::F_SETFD, 0) < 0 {
+                        return Err(io::Error::last_os_error());
+                    }
+                }
+                // Signals of the terminal are the pod's to obey.
+                libc::setsid();
+                Ok(())
+            })
+        };
+        let child = command.spawn().map_err(|source| UserModeError::NotInstalled { program, source })?;
+        Ok(Self { program, needs_also, child, messages })
+    }
+
+    fn wait_until(&mut self, is_ready: impl Fn() -> io::Result<bool>) -> Result<(), UserModeError> {
         let start = Instant::now();
-        while !fs::read_to_string(file)?.contains(sign) {
+        while !is_ready()? {
             if self.child.try_wait()?.is_some() {
-                return Err(UserModeError::Failed(self.last_words()));
+                let (program, words, also) = (self.program, self.last_words(), self.needs_also);
+                return Err(UserModeError::Failed { program, words, also });
             }
             if start.elapsed() > PATIENCE {
-                return Err(UserModeError::Silent);
+                return Err(UserModeError::Silent(self.program));
             }
             std::thread::sleep(POLL);
         }
@@ -142,11 +203,25 @@ impl Pasta {
     }
 }
 
-/// Finds out whether pasta can do what is wished for; of ports it does not say itself which one it cannot publish.
+/// What both programs are told.
+fn command(program: &str, request: &NetworkRequest) -> Command {
+    let mut command = Command::new(program);
+    command
+        .args(["--foreground", "--quiet", "--ipv4-only", "--no-map-gw"])
+        .args(["--address", &ADDRESS.to_string(), "--netmask", NETMASK, "--gateway", &GATEWAY.to_string()])
+        .args(["--mtu", &request.config.mtu.to_string()])
+        .args(forwards(Protocol::Tcp, "-t", &request.ports))
+        .args(forwards(Protocol::Udp, "-u", &request.ports));
+    command
+}
+
+/// A path by which the program opens a descriptor that it inherits.
+fn path_of(descriptor: &OwnedFd) -> String {
+    format!("/proc/self/fd/{}", descriptor.as_raw_fd())
+}
+
+/// Finds out whether the published ports are this user's to have; the programs do not say themselves which one is not.
 pub(crate) fn check(request: &NetworkRequest) -> Result<(), CreateError> {
-    if request.endpoint == Endpoint::Vm {
-        return Err(UserModeError::NotForVms.into());
-    }
     Ok(port::forwards(&request.ports, false)?.iter().try_for_each(port::check)?)
 }
 
@@ -165,7 +240,7 @@ fn forwards(protocol: Protocol, option: &str, ports: &[PublishedPort]) -> Vec<St
 }
 
 fn memory_file() -> io::Result<OwnedFd> {
-    Ok(nix::sys::memfd::memfd_create(c"pasta", nix::sys::memfd::MFdFlags::MFD_CLOEXEC)?)
+    Ok(nix::sys::memfd::memfd_create(c"podvm-network", nix::sys::memfd::MFdFlags::MFD_CLOEXEC)?)
 }
 
 #[cfg(test)]

@@ -8,14 +8,14 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-use podvm_net::PodNetwork;
+use podvm_net::{Card, PodNetwork};
 use podvm_pod::directory::RunningPod;
 use podvm_pod::fault::{self, FaultPoint, reach};
 use podvm_pod::protocol::PRIMARY_PORT;
 use podvm_vmm::boot::{BootError, BootFile};
 use podvm_vmm::devices::block::{Block, Disk, DiskError, Extent};
 use podvm_vmm::devices::fs::{DirectoryError, Fs, FsError, SharedDirectory};
-use podvm_vmm::devices::net::{Net, NetConfig, NetError};
+use podvm_vmm::devices::net::{Net, NetConfig, NetError, NetworkEnd};
 use podvm_vmm::devices::rng::Rng;
 use podvm_vmm::devices::vsock::{Vsock, VsockConfig, VsockConnector};
 use podvm_vmm::machine::{ConsoleSink, VmConfig};
@@ -152,10 +152,15 @@ fn layers(blobs: &[&Path]) -> Result<Disk, MachineError> {
 }
 
 fn card(network: &PodNetwork) -> Result<Option<Net>, MachineError> {
-    let Some((tap, interface)) = network.attach_tap()?.zip(network.interface()) else { return Ok(None) };
+    let card = network.attach_card()?;
+    let Some((card, interface)) = card.zip(network.interface()) else { return Ok(None) };
     reach(FaultPoint::TapAttached);
+    let end = match card {
+        Card::Tap(tap) => NetworkEnd::Tap(tap.file),
+        Card::Stream(socket) => NetworkEnd::Stream(socket),
+    };
     let mtu = u16::try_from(interface.mtu).ok();
-    Ok(Some(Net::new(NetConfig { tap: tap.file, mac: interface.mac, mtu })?))
+    Ok(Some(Net::new(NetConfig { network: end, mac: interface.mac, mtu })?))
 }
 
 /// The sockets device, a way to connect through it from this process, and this process's end of the primary connection.

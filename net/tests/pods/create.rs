@@ -109,7 +109,7 @@ fn with_no_network_there_is_only_loopback() {
     let (links, has_interface) = pod.run(|network| (ip("-o link show up"), network.interface().is_some()));
     assert!(links.lines().count() == 1 && links.contains("lo:"), "{links}");
     assert!(!has_interface);
-    assert!(pod.run(|network| network.attach_tap().unwrap().is_none()));
+    assert!(pod.run(|network| network.attach_card().unwrap().is_none()));
     assert_eq!(nft("list tables"), "");
 }
 
@@ -119,7 +119,7 @@ fn with_the_hosts_network_nothing_changes_and_a_vm_is_refused() {
     let namespace = || std::fs::read_link("/proc/thread-self/ns/net").unwrap();
     let pod = host.pod_by(NetworkRequest { mode: NetworkMode::Host, ..request() });
     assert_eq!(pod.run(move |_| namespace()), namespace());
-    let error = pod.run(|network| network.attach_tap().unwrap_err().to_string());
+    let error = pod.run(|network| network.attach_card().unwrap_err().to_string());
     assert_eq!(error, "a VM cannot share the host's network; use --net=default, or --stage1=ns");
 }
 

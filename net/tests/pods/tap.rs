@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::time::Instant;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use podvm_net::{Endpoint, NetworkRequest};
+use podvm_net::{Card, Endpoint, NetworkRequest};
 
 use crate::lab::*;
 
@@ -87,8 +87,8 @@ fn read_frame(tap: &mut File, wanted: impl Fn(&[u8]) -> bool) -> Vec<u8> {
 /// A pod for a VM with its tap, and its MAC address and IPv4 address.
 fn vm_pod(host: &Host) -> (Pod, File, [u8; 6], [u8; 4]) {
     let pod = host.pod_by(NetworkRequest { endpoint: Endpoint::Vm, ..request() });
-    let (tap, interface) =
-        pod.run(|network| (network.attach_tap().unwrap().expect("a tap"), network.interface().unwrap().clone()));
+    let (tap, interface) = pod.run(|network| (network.attach_card().unwrap(), network.interface().unwrap().clone()));
+    let Some(Card::Tap(tap)) = tap else { panic!("no tap") };
     let IpAddr::V4(address) = interface.addresses[0].0 else { panic!("IPv4 first") };
     (pod, tap.file, interface.mac, address.octets())
 }
@@ -158,7 +158,7 @@ fn a_tap_takes_the_addresses_of_whatever_made_the_interface() {
     let Some(host) = host() else { return };
     let (pod, _tap) = {
         let pod = host.pod_by(NetworkRequest { endpoint: Endpoint::Namespace, ..request() });
-        let tap = pod.run(|network| network.attach_tap().unwrap());
+        let tap = pod.run(|network| network.attach_card().unwrap());
         (pod, tap)
     };
     assert_eq!(pod.run(|_| ip("-o address show dev eth0")), "");

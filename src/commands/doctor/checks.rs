@@ -34,8 +34,9 @@ pub fn all(config: &Config) -> Vec<Check> {
         (ForNamespaces, "erofs", erofs(config)),
     ];
     if config.is_unprivileged {
-        checks.push((Everywhere, "pasta", pasta()));
-        checks.push((Everywhere, "tun", tun("pods have no network but --net=none and --net=host")));
+        checks.push((ForVms, "passt", user_mode("passt")));
+        checks.push((ForNamespaces, "pasta", user_mode("pasta")));
+        checks.push((ForNamespaces, "tun", tun("pods have no network but --net=none and --net=host")));
     } else {
         checks.push((ForVms, "tun", tun("only --net=none works in VMs")));
         checks.push((Everywhere, "nftables", nftables_there()));
@@ -80,12 +81,12 @@ fn program(name: &str) -> Option<PathBuf> {
     folders.iter().map(|folder| folder.join(name)).find(|path| path.is_file())
 }
 
-fn pasta() -> Finding {
-    match program("pasta") {
+fn user_mode(name: &str) -> Finding {
+    match program(name) {
         Some(path) => (Outcome::Ok, path.display().to_string()),
         None => (
             Outcome::Warning,
-            "pasta is not in PATH, so pods have no network but --net=none and --net=host; install passt".into(),
+            format!("{name} is not in PATH, so pods have no network but --net=none and --net=host; install passt"),
         ),
     }
 }

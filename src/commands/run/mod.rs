@@ -26,7 +26,7 @@ use podvm_image::{ImageSource, ImportOptions, ResolvedImage, Silent, Store};
 use podvm_pod::directory::PreparedPod;
 use podvm_pod::draft::write_whole;
 use podvm_pod::fault::{FaultPoint, reach};
-use podvm_pod::manifest::{AppImage, IpcMode, NetworkMode, PodManifest};
+use podvm_pod::manifest::{AppImage, IpcMode, PodManifest};
 use podvm_pod::runner::PodIo;
 use podvm_pod::status::{AppState, AppStatus, PodReport};
 use podvm_pod::{Stage1, Stage1Kind, Uuid};
@@ -58,9 +58,7 @@ pub fn run(args: &RunArgs, config: &Config) -> Result<u8> {
 /// The pod that the command line describes, its images, held, and the walls it gets.
 fn resolve_pod(args: &RunArgs, config: &Config) -> Result<(PodManifest, Vec<ResolvedImage>, Stage1Kind)> {
     let store = open_store(config)?;
-    let wants_network = config.is_unprivileged && args.network() != NetworkMode::None;
-    let hindrance = wants_network.then_some("an ordinary user's VM has no network yet");
-    let stage1 = choose(args.stage1.unwrap_or(config.stage1), hindrance)?;
+    let stage1 = choose(args.stage1.unwrap_or(config.stage1))?;
     let host = manifest::Host::this();
     let (mut manifest, holds) = match &args.pod_manifest {
         Some(path) => from_manifest::read(path, &store, &host, stage1.kind)?,

@@ -4,6 +4,8 @@
 //! the devices that are usually open to users are.
 
 use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -128,11 +130,6 @@ fn an_ordinary_users_pod_serves_at_the_host_and_goes_whole() {
     }
     let host = Host::new();
     let user = User::new(&host);
-    if stage1() == "kvm" {
-        let refused = user.shell("run busybox -- true").run().expect_code(254);
-        refused.expect_stderr("--net=none").expect_stderr("--stage1=ns");
-        return;
-    }
     let _route = DefaultRoute::new();
     let serve = "run --quiet --detach --port 80:127.0.0.1:7021 busybox -- sh -c \
                  'mkdir /www; echo here > /www/index.html; exec httpd -f -p 80 -h /www'";
@@ -154,10 +151,36 @@ fn an_ordinary_users_pod_serves_at_the_host_and_goes_whole() {
     wait_for("the pod is dead", A_WHILE, || {
         user.shell(&format!("podvm status {uuid}")).run().stdout.contains("aborted").then_some(())
     });
-    wait_for("the port is free", A_WHILE, || std::net::TcpListener::bind("127.0.0.1:7021").ok());
+    wait_for("the port is free", A_WHILE, || TcpListener::bind("127.0.0.1:7021").ok());
     user.shell("podvm gc --grace-period 0s").run().expect_code(0).expect_stdout(&uuid);
     assert_eq!(user.shell("podvm gc --grace-period 0s").run().expect_code(0).stdout, "");
     assert_eq!(fs::read_dir(user.state().join("pods")).unwrap().count(), 0);
+}
+
+#[test]
+fn an_ordinary_users_pod_reaches_what_the_user_does() {
+    if let Some(reason) = missing() {
+        skip!("{reason}");
+    }
+    let host = Host::new();
+    let user = User::new(&host);
+    let _route = DefaultRoute::new();
+    // The address that the host goes out by.
+    let route = Invocation::new("ip", ["-4", "-o", "route", "get", "198.51.100.1"]).run().expect_code(0).stdout;
+    let address = route.split(" src ").nth(1).and_then(|rest| rest.split(' ').next()).expect("a source address");
+    let listener = TcpListener::bind((address, 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let served = "x".repeat(1 << 20);
+    let answer = format!("HTTP/1.0 200 OK\r\ncontent-length: {}\r\n\r\n{served}", served.len());
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            assert!(stream.read(&mut [0; 1024]).unwrap() > 0);
+            stream.write_all(answer.as_bytes()).unwrap();
+        }
+    });
+    let fetch = format!("run --quiet --rm busybox -- sh -c 'wget -q -O - http://{address}:{port}/ | wc -c'");
+    assert_eq!(user.shell(&fetch).run().expect_code(0).stdout, "1048576\n");
 }
 
 #[test]
@@ -168,7 +191,7 @@ fn what_an_ordinary_user_cannot_have_is_said() {
     let host = Host::new();
     let user = User::new(&host);
     let refused = user.shell("run --quiet --port 80:80 busybox -- true").run().expect_code(254);
-    refused.expect_stderr(if stage1() == "kvm" { "--stage1=ns" } else { "from 1024 on" });
+    refused.expect_stderr("from 1024 on");
     let refused = user.shell("podvm --root /usr/not-the-users image list").run();
     refused.expect_code(254).expect_stderr("/usr/not-the-users");
 }
