@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use podvm_pod::manifest::Capability;
@@ -25,12 +26,16 @@ const ALWAYS_WRITABLE: [(&str, u32); 3] = [("/run", 0o755), ("/tmp", 0o1777), ("
 pub fn assemble(pod: &Pod, index: usize) -> Result<Root, StepError> {
     let name = &pod.spec.apps[index].app.name;
     let (at, writable) = (pod.places.app(name).join("root"), pod.places.writable_of(name));
-    for directory in [&at, &writable.join("upper"), &writable.join("work")] {
-        fs::create_dir_all(directory).step(|| format!("make {}", directory.display()))?;
-    }
     // Overlayfs lists the uppermost layer first. The names are short and relative, so that even the most layers it takes
     // (500) fit into one page.
     let layers: Vec<&str> = pod.places.layers_of(index).iter().rev().map(String::as_str).collect();
+    for directory in [&at, &writable.join("work")] {
+        fs::create_dir_all(directory).step(|| format!("make {}", directory.display()))?;
+    }
+    let own = writable.join("upper");
+    if let (false, Some(uppermost)) = (own.exists(), layers.first()) {
+        make_like(&own, &pod.places.layers().join(uppermost)).step(|| format!("make {}", own.display()))?;
+    }
     let upper = format!("../writable/apps/{name}");
     // The attributes that overlayfs usually keeps its marks in are not for the root of a user namespace to see.
     let marks = if pod.has_mapped_users { ",userxattr" } else { "" };
@@ -38,6 +43,15 @@ pub fn assemble(pod: &Pod, index: usize) -> Result<Root, StepError> {
     nix::unistd::chdir(&pod.places.layers()).step(|| "enter the directory of the layers")?;
     mount_with_text("overlay", &at, &options).step(|| format!("mount an overlay of {} layers", layers.len()))?;
     Root::open(&at).step(|| format!("open {}", at.display()))
+}
+
+/// Makes a directory with another's mode and owner: the app's own layer is what it sees its root as.
+fn make_like(directory: &Path, other: &Path) -> std::io::Result<()> {
+    let metadata = fs::metadata(other)?;
+    fs::create_dir_all(directory)?;
+    // An owner that this pod's users do not have shows as nobody, and nobody else's it cannot be made.
+    let _ = std::os::unix::fs::chown(directory, Some(metadata.uid()), Some(metadata.gid()));
+    fs::set_permissions(directory, metadata.permissions())
 }
 
 /// Takes away what the root is not to allow: writing where it is read-only, and device files, which only an app that

@@ -196,7 +196,9 @@ impl<'a> Unpacker<'a> {
 
     /// A file's path in messages.
     fn shown(&self, directory: usize, name: &[u8]) -> PathBuf {
-        Path::new("/").join(self.path(directory)).join(OsStr::from_bytes(name))
+        let path = Path::new("/").join(self.path(directory));
+        // To join nothing would end it with a slash.
+        if name.is_empty() { path } else { path.join(OsStr::from_bytes(name)) }
     }
 
     fn failed(&self, directory: usize, name: &[u8], what: &'static str) -> impl Fn(Errno) -> UnpackError {

@@ -15,6 +15,7 @@ mod host;
 mod invocation;
 mod private_host;
 mod snapshot;
+pub mod tree;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};

@@ -19,6 +19,7 @@ mod postgres;
 mod redis;
 mod registry;
 mod rootless;
+mod round_trip;
 mod run;
 mod settings;
 mod volumes;
