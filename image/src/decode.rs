@@ -2,7 +2,9 @@
 //!
 //! Media types are not asked: they lie now and then, and digests already say whether the bytes are the right ones.
 
+use std::cell::Cell;
 use std::io::{self, BufRead, Read};
+use std::rc::Rc;
 
 const GZIP: [u8; 2] = [0x1f, 0x8b];
 const ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
@@ -10,6 +12,11 @@ const ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 const ZSTD_SKIPPABLE: [u8; 3] = [0x2a, 0x4d, 0x18];
 /// Largest window of a zstd stream, as a power of two: 128 MiB, what `zstd` itself accepts unasked.
 const ZSTD_WINDOW: u32 = 27;
+/// How many times its packed size a stream may have, once it is larger than [`FREE`]. Zeros apart, what is in images never
+/// comes near: gzip itself cannot do more than a thousand, zstd can do a hundred thousand.
+const MOST_TIMES: u64 = 250;
+/// What any stream may unpack to.
+const FREE: u64 = 1 << 30;
 
 /// How a stream is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,17 +41,72 @@ impl Compression {
     }
 }
 
-/// The plain bytes of `stream`, whatever it is compressed with.
-pub fn decode<'a>(mut stream: impl BufRead + 'a) -> io::Result<Box<dyn Read + 'a>> {
-    Ok(match Compression::of(stream.fill_buf()?) {
-        Compression::None => Box::new(stream),
+/// The plain bytes of `stream`, whatever it is compressed with. A stream that is there to fill disks is an error.
+pub fn decode<'a>(stream: impl BufRead + 'a) -> io::Result<Box<dyn Read + 'a>> {
+    decode_up_to(stream, FREE)
+}
+
+fn decode_up_to<'a>(mut stream: impl BufRead + 'a, free: u64) -> io::Result<Box<dyn Read + 'a>> {
+    let packed = Rc::new(Cell::new(0));
+    let compression = Compression::of(stream.fill_buf()?);
+    let stream = Counted { inner: stream, count: Rc::clone(&packed) };
+    let inner: Box<dyn Read + 'a> = match compression {
+        Compression::None => return Ok(Box::new(stream)),
         Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(stream)),
         Compression::Zstd => {
             let mut decoder = zstd::stream::read::Decoder::with_buffer(stream)?;
             decoder.window_log_max(ZSTD_WINDOW)?;
             Box::new(decoder)
         }
-    })
+    };
+    Ok(Box::new(Guarded { inner, packed, plain: 0, free }))
+}
+
+/// Counts the bytes that are taken.
+struct Counted<R> {
+    inner: R,
+    count: Rc<Cell<u64>>,
+}
+
+impl<R: BufRead> Read for Counted<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(buffer)?;
+        self.count.set(self.count.get() + n as u64);
+        Ok(n)
+    }
+}
+
+impl<R: BufRead> BufRead for Counted<R> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        self.inner.fill_buf()
+    }
+
+    fn consume(&mut self, amount: usize) {
+        self.count.set(self.count.get() + amount as u64);
+        self.inner.consume(amount);
+    }
+}
+
+/// Ends a stream that grows beyond all measure.
+struct Guarded<R> {
+    inner: R,
+    packed: Rc<Cell<u64>>,
+    plain: u64,
+    /// See [`FREE`].
+    free: u64,
+}
+
+impl<R: Read> Read for Guarded<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(buffer)?;
+        self.plain += n as u64;
+        if self.plain > self.free && self.plain / MOST_TIMES > self.packed.get() {
+            return Err(io::Error::other(format!(
+                "it unpacks to more than {MOST_TIMES} times its size; if that is meant, pack it without compression"
+            )));
+        }
+        Ok(n)
+    }
 }
 
 #[cfg(test)]
@@ -73,6 +135,22 @@ mod tests {
             assert!(plain(&twice[..twice.len() - 3]).is_err());
         }
         assert_eq!(plain(&skippable).unwrap(), b"text");
+    }
+
+    #[test]
+    fn a_stream_that_grows_beyond_all_measure_is_ended() {
+        let zeros = vec![0; 8 << 20];
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+        gzip.write_all(&zeros).unwrap();
+        for bomb in [gzip.finish().unwrap(), zstd::encode_all(&zeros[..], 1).unwrap()] {
+            let read = |free| io::copy(&mut decode_up_to(&bomb[..], free).unwrap(), &mut io::sink());
+            assert!(read(1 << 20).unwrap_err().to_string().contains("more than 250 times its size"));
+            assert_eq!(read(8 << 20).unwrap(), 8 << 20, "a small one is nobody's harm");
+        }
+        let noise: Vec<u8> =
+            (0..4u32 << 20).flat_map(|i| (i.wrapping_mul(2_654_435_761) >> 24).to_le_bytes()).collect();
+        let packed = zstd::encode_all(&noise[..], 1).unwrap();
+        assert_eq!(io::copy(&mut decode_up_to(&packed[..], 1).unwrap(), &mut io::sink()).unwrap(), 16 << 20);
     }
 
     proptest! {

@@ -29,6 +29,7 @@ pub mod tar;
 pub mod trust;
 
 pub use digest::Digest;
+pub use erofs::Limits;
 pub use oci::{Format, ImageConfig, ImageHealthcheck};
 pub use progress::{Event, Progress, Silent};
 pub use reference::Reference;

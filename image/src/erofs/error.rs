@@ -57,6 +57,12 @@ pub enum EntryError {
     /// Symbolic links that lead in a circle.
     #[error("too many levels of symbolic links")]
     TooManyLinks,
+    /// Names that lead through ever so many directories.
+    #[error("the layer's names go through too many directories and links together")]
+    TooMuchWalking,
+    /// A whiteout of the directory that it is in, or of the one above.
+    #[error("a whiteout of '.' or '..' hides nothing that a layer may hide")]
+    BadWhiteout,
     /// A symbolic link to nothing, or to more than Linux allows.
     #[error("the target of a symbolic link must have 1 to {MAX_SYMLINK} bytes and no NUL")]
     BadSymlink,

@@ -163,6 +163,9 @@ impl<'a> Layer<'a> {
 
     /// Hides `name` in the layers below. What this layer itself has of that name stays, on a clean ground.
     fn whiteout(&mut self, parent: NodeId, name: &[u8]) -> Result<(), EntryError> {
+        if matches!(name, b"." | b"..") {
+            return Err(EntryError::BadWhiteout);
+        }
         match self.tree.child(parent, name) {
             Some(id) => self.tree.set_opaque(id),
             None => {

@@ -81,6 +81,12 @@ pub fn build(tar: impl Read, image: &File, tails: &File, limits: &Limits) -> Res
     })
 }
 
+/// Whether an image's root directory hides all that is in the layers below.
+pub(crate) fn hides_lower_layers(image: &File) -> Result<bool, ReadError> {
+    let volume = Volume::open(image)?;
+    Ok(!volume.attributes(&volume.inode(volume.root())?)?.marks.is_empty())
+}
+
 /// A stream that may not be longer than so many bytes: the guard against what unpacks without end.
 struct Bounded<R> {
     inner: R,

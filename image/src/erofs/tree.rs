@@ -14,6 +14,8 @@ use crate::tar::Timestamp;
 
 /// Most names walked for one path, those of symbolic links included.
 const MAX_STEPS: usize = 4096;
+/// Most names walked for all paths of a layer together: thirty times what the largest images in use need.
+const MAX_WALKED: u64 = 1 << 27;
 /// Most symbolic links followed for one path, as in Linux.
 const MAX_LINKS: usize = 40;
 
@@ -92,12 +94,14 @@ pub struct Tree {
     /// Bytes held, as [`Limits::metadata_bytes`] counts them.
     held: u64,
     implied: u64,
+    /// Names walked so far.
+    walked: u64,
 }
 
 impl Tree {
     pub fn new(limits: Limits) -> Self {
         let root = Node { attributes: implied_attributes(), content: empty(NodeId::ROOT), links: 1 };
-        Self { nodes: vec![root], limits, held: 0, implied: 0 }
+        Self { nodes: vec![root], limits, held: 0, implied: 0, walked: 0 }
     }
 
     pub fn node(&self, id: NodeId) -> &Node {
@@ -167,6 +171,10 @@ impl Tree {
             steps += 1;
             if steps > MAX_STEPS {
                 return Err(EntryError::TooManyLinks);
+            }
+            self.walked += 1;
+            if self.walked > MAX_WALKED {
+                return Err(EntryError::TooMuchWalking);
             }
             if *name == *b".." {
                 at = self.directory(at).map_or(NodeId::ROOT, |directory| directory.parent);

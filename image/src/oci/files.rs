@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use super::error::OciError;
 use crate::decode::{Compression, decode};
+use crate::erofs::MAX_PATH;
 use crate::tar::{Kind, Seekable, TarError, TarReader, show};
 
 /// Most files of an archive of images.
@@ -230,6 +231,10 @@ fn index(file: &File, path: &Path) -> Result<HashMap<Vec<u8>, Member>, OciError>
     let mut members = HashMap::new();
     while let Some(entry) = reader.next_entry().map_err(tar_error)? {
         let name = clean(&entry.path);
+        let is_too_long = |name: &[u8]| name.len() > MAX_PATH;
+        if is_too_long(&name) || matches!(&entry.kind, Kind::Symlink(to) | Kind::HardLink(to) if is_too_long(to)) {
+            continue;
+        }
         let member = match entry.kind {
             Kind::File { segments: Some(_), .. } => {
                 return Err(OciError::SparseMember { path: path.to_owned(), name: show(&name) });

@@ -81,6 +81,15 @@ impl Layout {
         self.blob("application/vnd.oci.image.manifest.v1+json", manifest.to_string().into_bytes())
     }
 
+    /// Adds an image of one layer that is packed already.
+    pub fn packed_image(&mut self, packed: Vec<u8>, diff_id: Digest) -> Value {
+        let config = config(host_architecture(), &[diff_id]);
+        let config = self.blob("application/vnd.oci.image.config.v1+json", config);
+        let layers = [self.blob("application/vnd.oci.image.layer.v1.tar+zstd", packed)];
+        let manifest = json!({"schemaVersion": 2, "config": config, "layers": layers});
+        self.blob("application/vnd.oci.image.manifest.v1+json", manifest.to_string().into_bytes())
+    }
+
     /// Adds an index of these descriptors.
     pub fn index(&mut self, manifests: &[Value]) -> Value {
         let index = json!({"schemaVersion": 2, "manifests": manifests});

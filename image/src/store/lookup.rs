@@ -1,7 +1,7 @@
 //! Finding images: by name, by id, by the start of an id. Reads a few small files, however large the images are.
 
 use std::collections::HashMap;
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use super::Store;
@@ -9,6 +9,7 @@ use super::error::{StoreError, at};
 use super::records::ImageRecord;
 use super::scratch::Lock;
 use crate::digest::Digest;
+use crate::erofs::hides_lower_layers;
 use crate::oci::{ConfigFile, HistoryEntry, ImageConfig};
 use crate::reference::Reference;
 
@@ -95,7 +96,8 @@ impl Store {
                     None => Err(StoreError::MissingLayer { image: wanted.to_owned(), path }),
                 }
             })
-            .collect::<Result<_, _>>()?;
+            .collect::<Result<Vec<_>, _>>()?;
+        let layers = seen(layers)?;
         Ok(ResolvedImage { id, config: record.config, layers, _hold: hold })
     }
 
@@ -234,6 +236,21 @@ impl Store {
         };
         StoreError::NotFound { wanted: wanted.to_owned(), hint }
     }
+}
+
+/// The layers from the uppermost down to one whose root hides all below it, which overlayfs would not obey.
+fn seen(mut layers: Vec<Layer>) -> Result<Vec<Layer>, StoreError> {
+    for number in (1..layers.len()).rev() {
+        let path = &layers[number].path;
+        let hides = File::open(path).map_err(at(path)).and_then(|file| {
+            hides_lower_layers(&file)
+                .map_err(|source| StoreError::Unpack { layer: layers[number].diff_id, source: source.into() })
+        })?;
+        if hides {
+            return Ok(layers.split_off(number));
+        }
+    }
+    Ok(layers)
 }
 
 fn image(record: ImageRecord, names: Vec<Reference>) -> Image {

@@ -30,6 +30,10 @@ pub(crate) const BLOCK: usize = 512;
 pub const MAX_EXTENSION_BYTES: u64 = 4 << 20;
 /// Most extension headers before one entry. Real archives have at most four.
 pub const MAX_EXTENSIONS: usize = 32;
+/// Most bytes of one entry's extended attributes, those included that are set again; Linux takes 64 KiB for a value.
+pub const MAX_ATTRIBUTE_BYTES: usize = 4 << 20;
+/// Most bytes of global headers that are copied to entries: a few KiB for each of a million.
+const MAX_GLOBAL_BYTES: u64 = 4 << 30;
 /// Most segments of a sparse file.
 pub const MAX_SPARSE_SEGMENTS: usize = 1 << 18;
 
@@ -57,7 +61,7 @@ pub struct Entry {
     pub gid: u32,
     /// Time of last change.
     pub mtime: Timestamp,
-    /// Extended attributes in the archive's order: full name, value.
+    /// Extended attributes by name: full name, value.
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
     /// Attributes of the archive that have no form here, such as ACLs of users without a number.
     pub unknown_attributes: u32,

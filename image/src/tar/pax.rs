@@ -1,7 +1,14 @@
 //! Pax extended headers (POSIX.1-2001, pax, "Extended Header"): records of `LENGTH KEY=VALUE\n`.
 
-use super::{MAX_EXTENSION_BYTES, MAX_SPARSE_SEGMENTS, Timestamp};
+use std::collections::BTreeMap;
+
+use super::{MAX_ATTRIBUTE_BYTES, MAX_SPARSE_SEGMENTS, Timestamp};
 use crate::acl;
+
+/// The namespaces of extended attributes that Linux has (xattr(7)).
+const NAMESPACES: [&[u8]; 4] = [b"user.", b"system.", b"trusted.", b"security."];
+/// What an attribute counts beside its bytes.
+const ATTRIBUTE_COST: usize = 64;
 
 /// The records of one or more pax headers that matter here, later ones replacing earlier ones.
 #[derive(Debug, Clone, Default)]
@@ -12,10 +19,10 @@ pub struct Pax {
     pub uid: Option<u64>,
     pub gid: Option<u64>,
     pub mtime: Option<Timestamp>,
-    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
     pub unknown_attributes: u32,
     pub sparse: PaxSparse,
-    /// Bytes held in `xattrs`, so that global headers cannot pile them up.
+    /// Bytes that were put into `xattrs`, so that headers cannot pile them up.
     held: usize,
 }
 
@@ -47,6 +54,14 @@ impl PaxSparse {
 }
 
 impl Pax {
+    /// About how many bytes it takes to copy.
+    pub fn weight(&self) -> usize {
+        let text = |text: &Option<Vec<u8>>| text.as_ref().map_or(0, Vec::len);
+        let sparse = &self.sparse;
+        let numbers = sparse.numbers.len() * size_of::<u64>();
+        self.held + text(&self.path) + text(&self.link) + text(&sparse.name) + text(&sparse.map) + numbers
+    }
+
     /// Takes in the records of one extended header.
     pub fn merge(&mut self, mut records: &[u8]) -> Result<(), &'static str> {
         while !records.is_empty() {
@@ -111,14 +126,16 @@ impl Pax {
     }
 
     fn set_xattr(&mut self, name: &[u8], value: &[u8]) -> Result<(), &'static str> {
-        if let Some(at) = self.xattrs.iter().position(|(have, _)| have == name) {
-            self.xattrs.remove(at);
+        if !NAMESPACES.iter().any(|namespace| name.starts_with(namespace)) {
+            // Of other systems, such as com.apple.quarantine.
+            self.unknown_attributes = self.unknown_attributes.saturating_add(1);
+            return Ok(());
         }
-        self.held += name.len() + value.len();
-        if self.held as u64 > 2 * MAX_EXTENSION_BYTES {
-            return Err("too many extended attributes");
+        self.held += name.len() + value.len() + ATTRIBUTE_COST;
+        if self.held > MAX_ATTRIBUTE_BYTES {
+            return Err("its extended attributes are too many or too large");
         }
-        self.xattrs.push((name.to_vec(), value.to_vec()));
+        self.xattrs.insert(name.to_vec(), value.to_vec());
         Ok(())
     }
 }
@@ -228,7 +245,7 @@ mod tests {
         assert_eq!(pax.path, None);
         pax.merge(&record("SCHILY.xattr.user.x", b"1\n=\0")).unwrap();
         pax.merge(&record("SCHILY.xattr.user.x", b"2")).unwrap();
-        assert_eq!(pax.xattrs, [(b"user.x".to_vec(), b"2".to_vec())]);
+        assert_eq!(pax.xattrs, [(b"user.x".to_vec(), b"2".to_vec())].into());
     }
 
     #[test]
@@ -249,7 +266,7 @@ mod tests {
         fn values_may_hold_any_bytes(value in proptest::collection::vec(any::<u8>(), 1..200)) {
             let mut pax = Pax::default();
             pax.merge(&record("SCHILY.xattr.user.any", &value)).unwrap();
-            prop_assert_eq!(&pax.xattrs[0].1, &value);
+            prop_assert_eq!(pax.xattrs.first_key_value().unwrap().1, &value);
         }
     }
 }

@@ -6,7 +6,7 @@ use super::header::Header;
 use super::input::TarInput;
 use super::pax::Pax;
 use super::sparse::{SparseMap, read_map_1_0};
-use super::{BLOCK, Entry, Kind, MAX_EXTENSION_BYTES, MAX_EXTENSIONS, Segment, TarError};
+use super::{BLOCK, Entry, Kind, MAX_EXTENSION_BYTES, MAX_EXTENSIONS, MAX_GLOBAL_BYTES, Segment, TarError};
 
 /// Reads an archive entry by entry.
 pub struct TarReader<I> {
@@ -17,6 +17,8 @@ pub struct TarReader<I> {
     remaining: u64,
     padding: u64,
     global: Pax,
+    /// Bytes of global headers that entries have been given.
+    given: u64,
     ended: bool,
 }
 
@@ -30,7 +32,7 @@ struct Extensions {
 
 impl<I: TarInput> TarReader<I> {
     pub fn new(input: I) -> Self {
-        Self { input, offset: 0, remaining: 0, padding: 0, global: Pax::default(), ended: false }
+        Self { input, offset: 0, remaining: 0, padding: 0, global: Pax::default(), given: 0, ended: false }
     }
 
     /// The input, wherever it stands: after the last entry, right behind the end marker.
@@ -46,6 +48,10 @@ impl<I: TarInput> TarReader<I> {
     /// The next entry, or `None` at the end of the archive. Data not read is passed over.
     pub fn next_entry(&mut self) -> Result<Option<Entry>, TarError> {
         self.skip_data()?;
+        self.given += self.global.weight() as u64;
+        if self.given > MAX_GLOBAL_BYTES {
+            return Err(TarError::Extension { offset: self.offset, reason: "global headers are too large" });
+        }
         let pax = self.global.clone();
         let mut extensions = Extensions { pax, long_name: None, long_link: None, count: 0 };
         loop {
@@ -232,7 +238,7 @@ impl<I: TarInput> TarReader<I> {
                 return Err(bad(&format!("entries of type '{other}' are not supported (byte {start})")));
             }
         };
-        let (xattrs, unknown_attributes) = (pax.xattrs, pax.unknown_attributes);
+        let (xattrs, unknown_attributes) = (pax.xattrs.into_iter().collect(), pax.unknown_attributes);
         Ok(Entry { path, kind, mode, uid, gid, mtime, xattrs, unknown_attributes })
     }
 

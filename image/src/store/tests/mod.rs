@@ -2,6 +2,7 @@
 
 mod crash;
 mod export;
+mod hostile;
 mod import;
 mod lookup;
 mod removal;
