@@ -25,7 +25,7 @@ pub mod version;
 
 use anyhow::Result;
 use podvm_pod::PodDir;
-use podvm_pod::directory::DirectoryError;
+use podvm_pod::directory::{DirectoryError, RetiredPod};
 use podvm_stage1_ns::cgroup::CgroupError;
 
 use crate::cli::{Cli, Command};
@@ -84,5 +84,10 @@ enum RemoveError {
 
 /// Removes a pod that is not alive, with all it had at the host.
 fn remove(dir: &PodDir) -> Result<(), RemoveError> {
-    dir.remove_after(|dir| Ok(podvm_stage1_ns::undo(dir)?))
+    Ok(retire(dir)?.remove()?)
+}
+
+/// Gives back all that a pod that is not alive had at the host, and takes it out of the list of pods: what is left are files.
+fn retire(dir: &PodDir) -> Result<RetiredPod, RemoveError> {
+    dir.retire_after(|dir| Ok(podvm_stage1_ns::undo(dir)?))
 }

@@ -46,6 +46,7 @@ use uuid::Uuid;
 
 pub use phase::{Phase, PodState};
 pub use pod::{PreparedPod, RunningPod};
+pub use remove::RetiredPod;
 
 use crate::fault::{FaultPoint, reach};
 use crate::manifest::{MANIFEST_VERSION, PodManifest};

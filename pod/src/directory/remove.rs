@@ -1,8 +1,10 @@
 //! Taking pods away: removal in an order that a crash at any point leaves to be finished, and the finishing.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::Flock;
 
 use super::lock::{Locking, lock_exclusive};
 use super::{DirectoryError, PodDir, PodsRoot, io_error};
@@ -47,21 +49,26 @@ impl PodDir {
     /// # Errors
     /// [`DirectoryError::Alive`], [`DirectoryError::Io`].
     pub fn remove(&self) -> Result<(), DirectoryError> {
-        self.remove_after(|_| Ok(()))
+        self.retire_after(|_| Ok::<_, DirectoryError>(()))?.remove()
     }
 
-    /// As [`Self::remove`], once `undo` has given back what the pod had outside its directory. The pod's lock is held meanwhile.
+    /// Takes a pod that is not alive out of the list of pods, once `undo` has given back what it had outside its directory. The pod's lock
+    /// is held from before that until its files are removed, or left to [`PodsRoot::sweep`].
     ///
     /// # Errors
     /// Those of [`Self::remove`], and those of `undo`; the directory, which says what is to be undone, is left then.
-    pub fn remove_after<E: From<DirectoryError>>(&self, undo: impl FnOnce(&Self) -> Result<(), E>) -> Result<(), E> {
-        let Some(parent) = self.path.parent() else { return Ok(()) };
-        let _lock = match lock_exclusive(&self.path) {
+    pub fn retire_after<E: From<DirectoryError>>(
+        &self,
+        undo: impl FnOnce(&Self) -> Result<(), E>,
+    ) -> Result<RetiredPod, E> {
+        let nothing = RetiredPod { path: None, _lock: None };
+        let Some(parent) = self.path.parent() else { return Ok(nothing) };
+        let lock = match lock_exclusive(&self.path) {
             Ok(Locking::Taken(lock)) => lock,
             Ok(Locking::Held) => return Err(DirectoryError::Alive(self.uuid).into()),
-            Ok(Locking::Gone) => return Ok(()),
+            Ok(Locking::Gone) => return Ok(nothing),
             // Somebody's hand put it here: only itself is removed, not what a link leads to.
-            Err(DirectoryError::NoDirectory { path }) => return Ok(remove_tree(&path)?),
+            Err(DirectoryError::NoDirectory { path }) => return Ok(RetiredPod { path: Some(path), _lock: None }),
             Err(error) => return Err(error.into()),
         };
         reach(FaultPoint::RemovalLocked);
@@ -70,7 +77,25 @@ impl PodDir {
         let old = parent.join(format!(".old-{}", self.uuid));
         fs::rename(&self.path, &old).map_err(io_error(&self.path))?;
         reach(FaultPoint::RemovalRenamed);
-        remove_tree(&old)?;
+        Ok(RetiredPod { path: Some(old), _lock: Some(lock) })
+    }
+}
+
+/// What is left of a pod that is no more: its files.
+#[derive(Debug)]
+#[must_use = "the files are removed by a call"]
+pub struct RetiredPod {
+    path: Option<PathBuf>,
+    _lock: Option<Flock<File>>,
+}
+
+impl RetiredPod {
+    /// Removes the files.
+    ///
+    /// # Errors
+    /// [`DirectoryError::Io`].
+    pub fn remove(self) -> Result<(), DirectoryError> {
+        self.path.as_deref().map_or(Ok(()), remove_tree)?;
         reach(FaultPoint::RemovalDone);
         Ok(())
     }

@@ -38,6 +38,7 @@ pub use arguments::RunArgs;
 use error::PrepareError;
 use image::ImageSettings;
 pub use prepared::{RunPreparedArgs, prepare, run_prepared};
+use reaper::Reaper;
 
 use crate::commands::image::fetch::Fetcher;
 use crate::commands::image::open_store;
@@ -190,9 +191,7 @@ fn run_pod(
 ) -> Result<Outcome> {
     let uuid = manifest.uuid;
     let pods = config.pods();
-    if args.rm {
-        reaper::fork_reaper(pods.pod(uuid))?;
-    }
+    let reaper = args.rm.then(|| Reaper::fork(pods.pod(uuid))).transpose()?;
     reach(FaultPoint::ReaperForked);
     let pod = pods.prepare(manifest)?;
     // Written down as used by a pod, they need not be held any longer.
@@ -204,7 +203,7 @@ fn run_pod(
         return Err(error);
     }
     match run_behind(stage1, config, pod, io) {
-        Ok(report) => Ok(Outcome::of(&report, &manifest, args.quiet)),
+        Ok(report) => Ok(Outcome::of(&report, &manifest, args.quiet).after(reaper)),
         Err(error) => {
             // It has never run: there is nothing in it that anyone could want.
             if let Err(leftover) = remove(&pods.pod(uuid)) {
@@ -248,6 +247,14 @@ struct Outcome {
 }
 
 impl Outcome {
+    /// Of a pod that is to be removed.
+    fn after(mut self, reaper: Option<Reaper>) -> Self {
+        if let Some(Err(error)) = reaper.map(Reaper::finish) {
+            self.lines.push(format!("the pod has ended, but {error:#}"));
+        }
+        self
+    }
+
     fn of(report: &PodReport, manifest: &PodManifest, quiet: bool) -> Self {
         let mut lines = Vec::new();
         if let Some(error) = &report.error {

@@ -6,7 +6,7 @@
 use anyhow::{Result, bail};
 use podvm_pod::directory::PodState;
 
-use super::{Outcome, RunArgs, reaper, require_files, resolve_pod, run_behind, start_pod};
+use super::{Outcome, Reaper, RunArgs, require_files, resolve_pod, run_behind, start_pod};
 use crate::config::Config;
 use crate::output::print_text;
 
@@ -53,13 +53,12 @@ pub fn run_prepared(args: &RunPreparedArgs, config: &Config) -> Result<u8> {
     let dir = config.pods().find(&args.pod)?;
     let uuid = dir.uuid();
     start_pod(args.detach, uuid, |io| {
-        if args.rm && dir.state()?.0 == PodState::Prepared {
-            reaper::fork_reaper(dir.clone())?;
-        }
+        let is_removed = args.rm && dir.state()?.0 == PodState::Prepared;
+        let reaper = is_removed.then(|| Reaper::fork(dir.clone())).transpose()?;
         let (pod, stage1) = dir.claim()?;
         require_files(config, stage1)?;
         let manifest = pod.manifest().clone();
         let report = run_behind(stage1, config, pod, io)?;
-        Ok(Outcome::of(&report, &manifest, args.quiet))
+        Ok(Outcome::of(&report, &manifest, args.quiet).after(reaper))
     })
 }

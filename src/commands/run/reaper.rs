@@ -1,54 +1,74 @@
-//! `--rm`: a small process of its own that outlives the pod and removes it.
+//! `--rm`: a small process of its own that removes the pod when it has ended, also when its process was killed.
 //!
 //! The pod's process has given up its privileges and the host's root by the time it ends, and could not.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
+use std::io::Read;
 use std::os::fd::{AsRawFd, OwnedFd};
 
-use anyhow::{Context, Result};
-use nix::unistd::{ForkResult, fork, setsid};
+use anyhow::{Context, Result, anyhow};
+use nix::fcntl::OFlag;
+use nix::unistd::{ForkResult, fork, pipe2, read, setsid, write};
 use podvm_pod::PodDir;
 use podvm_pod::fault::{FaultPoint, reach};
 
-use crate::commands::remove;
+use crate::commands::retire;
 
-/// Forks the process that removes the pod when it has ended. Must be called before the pod is prepared, so that the lock
-/// that says that the pod lives is not inherited, and while the process has one thread.
-pub fn fork_reaper(pod: PodDir) -> Result<()> {
-    let (until, alive) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
-    // SAFETY: the process has one thread, so the child may do all that this process could.
-    match unsafe { fork() }.context("the process that is to remove the pod cannot be made")? {
-        ForkResult::Parent { .. } => {
-            drop(until);
-            // Open until this process ends, whatever ends it.
-            std::mem::forget(alive);
-            Ok(())
+/// The process that removes a pod when it has ended, as the pod's process sees it.
+pub struct Reaper {
+    /// Open until this process ends, whatever ends it, or asks for the removal.
+    alive: OwnedFd,
+    /// Gives a byte when of the pod nothing is left but files that nobody sees.
+    retired: File,
+}
+
+impl Reaper {
+    /// Forks the process. Must be called before the pod is prepared, so that the lock that says that the pod lives is not inherited,
+    /// and while the process has one thread.
+    pub fn fork(pod: PodDir) -> Result<Self> {
+        let (until, alive) = pipe2(OFlag::O_CLOEXEC)?;
+        let (retired, tell) = pipe2(OFlag::O_CLOEXEC)?;
+        // SAFETY: the process has one thread, so the child may do all that this process could.
+        match unsafe { fork() }.context("the process that is to remove the pod cannot be made")? {
+            ForkResult::Parent { .. } => Ok(Self { alive, retired: retired.into() }),
+            ForkResult::Child => {
+                // A signal from the terminal is the pod's to obey.
+                let _ = setsid();
+                let removed = keep_only([&until, &tell]).and_then(|()| {
+                    reach(FaultPoint::ReaperWaits);
+                    let _ = read(&until, &mut [0]);
+                    pod.wait_until_dead()?;
+                    reach(FaultPoint::ReaperRemoves);
+                    let files = retire(&pod)?;
+                    // Nobody may listen any more.
+                    let _ = write(&tell, &[1]);
+                    // This takes a busy disk a while, and `podvm gc` does it if this process is killed.
+                    Ok(files.remove()?)
+                });
+                std::process::exit(i32::from(removed.is_err()));
+            }
         }
-        ForkResult::Child => {
-            // A signal from the terminal is the pod's to obey.
-            let _ = setsid();
-            let removed = keep_only(&until).and_then(|()| {
-                reach(FaultPoint::ReaperWaits);
-                let _ = nix::unistd::read(&until, &mut [0]);
-                pod.wait_until_dead()?;
-                reach(FaultPoint::ReaperRemoves);
-                Ok(remove(&pod)?)
-            });
-            std::process::exit(i32::from(removed.is_err()));
-        }
+    }
+
+    /// Has the pod removed, whose lock this process has let go of, and waits until it is gone but for its files: whoever waits for this
+    /// process finds no pod, and a service manager that kills what a service leaves behind cannot keep it.
+    pub fn finish(mut self) -> Result<()> {
+        drop(self.alive);
+        self.retired.read_exact(&mut [0]).map_err(|_| anyhow!("it could not be removed; `podvm gc` tries again"))
     }
 }
 
-/// Gives up everything that is open but one descriptor: locks must not outlive the process that took them, nor whoever
+/// Gives up everything that is open but two descriptors: locks must not outlive the process that took them, nor whoever
 /// reads this process's output wait for this child.
-fn keep_only(kept: &OwnedFd) -> Result<()> {
+fn keep_only(kept: [&OwnedFd; 2]) -> Result<()> {
     let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
     nix::unistd::dup2_stdin(&null)?;
     nix::unistd::dup2_stdout(&null)?;
     nix::unistd::dup2_stderr(&null)?;
     drop(null);
-    let kept = kept.as_raw_fd() as libc::c_uint;
-    for (first, last) in [(3, kept - 1), (kept + 1, libc::c_uint::MAX)] {
+    let mut kept = kept.map(|descriptor| descriptor.as_raw_fd() as libc::c_uint);
+    kept.sort_unstable();
+    for (first, last) in [(3, kept[0] - 1), (kept[0] + 1, kept[1] - 1), (kept[1] + 1, libc::c_uint::MAX)] {
         if first <= last {
             // SAFETY: nothing in this process uses the descriptors that are closed: it only waits, removes and exits.
             let result = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };

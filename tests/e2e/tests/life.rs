@@ -111,3 +111,13 @@ fn the_uuid_is_saved_where_it_is_asked_for() {
     host.podvm(words).run().expect_code(0);
     assert_eq!(fs::read_to_string(&file).unwrap().trim(), host.pods()[0]);
 }
+
+#[test]
+fn who_waited_for_a_pod_that_is_to_be_removed_finds_none() {
+    let host = Host::new();
+    let image = host.image("busybox");
+    for _ in 0..3 {
+        host.podvm(["run", "--rm", "--net=none", &image, "--", "sh", "-c", "exit 7"]).run().expect_code(7);
+        assert_eq!(host.pods(), Vec::<String>::new());
+    }
+}
