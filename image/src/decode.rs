@@ -1,4 +1,4 @@
-//! Compressed streams: gzip and zstd, told from plain ones by their first bytes.
+//! Compressed streams: gzip, zstd, xz and bzip2, told from plain ones by their first bytes.
 //!
 //! Media types are not asked: they lie now and then, and digests already say whether the bytes are the right ones.
 
@@ -8,6 +8,8 @@ use std::rc::Rc;
 
 const GZIP: [u8; 2] = [0x1f, 0x8b];
 const ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+const XZ: [u8; 6] = [0xfd, b'7', b'z', b'X', b'Z', 0];
+const BZIP2: [u8; 3] = *b"BZh";
 /// A frame that zstd decoders pass over; some compressors begin with one (RFC 8878, section 3.1.2).
 const ZSTD_SKIPPABLE: [u8; 3] = [0x2a, 0x4d, 0x18];
 /// Largest window of a zstd stream, as a power of two: 128 MiB, what `zstd` itself accepts unasked.
@@ -17,6 +19,8 @@ const ZSTD_WINDOW: u32 = 27;
 const MOST_TIMES: u64 = 250;
 /// What any stream may unpack to.
 const FREE: u64 = 1 << 30;
+/// Most memory for an xz stream, in KiB: twice what `xz -9` needs.
+const XZ_MEMORY: u32 = 130 << 10;
 
 /// How a stream is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,10 +28,12 @@ pub enum Compression {
     None,
     Gzip,
     Zstd,
+    Xz,
+    Bzip2,
 }
 
 impl Compression {
-    /// By a stream's first bytes, at least four of them if there are so many.
+    /// By a stream's first bytes, at least six of them if there are so many.
     pub fn of(start: &[u8]) -> Self {
         if start.starts_with(&GZIP) {
             Self::Gzip
@@ -35,6 +41,10 @@ impl Compression {
             || (start.len() >= 4 && start[0] & 0xf0 == 0x50 && start[1..4] == ZSTD_SKIPPABLE)
         {
             Self::Zstd
+        } else if start.starts_with(&XZ) {
+            Self::Xz
+        } else if start.starts_with(&BZIP2) && start.get(3).is_some_and(|level| (b'1'..=b'9').contains(level)) {
+            Self::Bzip2
         } else {
             Self::None
         }
@@ -58,6 +68,8 @@ fn decode_up_to<'a>(mut stream: impl BufRead + 'a, free: u64) -> io::Result<Box<
             decoder.window_log_max(ZSTD_WINDOW)?;
             Box::new(decoder)
         }
+        Compression::Xz => Box::new(lzma_rust2::XzReader::new_mem_limit(stream, true, XZ_MEMORY)),
+        Compression::Bzip2 => Box::new(bzip2::bufread::MultiBzDecoder::new(stream)),
     };
     Ok(Box::new(Guarded { inner, packed, plain: 0, free }))
 }
@@ -115,6 +127,14 @@ mod tests {
     use proptest::prelude::*;
     use std::io::Write;
 
+    /// What `xz` makes of `text`.
+    const XZ_TEXT: &[u8] = &[
+        0xfd, 0x37, 0x7a, 0x58, 0x5a, 0x00, 0x00, 0x04, 0xe6, 0xd6, 0xb4, 0x46, 0x02, 0x00, 0x21, 0x01, 0x16, 0x00,
+        0x00, 0x00, 0x74, 0x2f, 0xe5, 0xa3, 0x01, 0x00, 0x03, 0x74, 0x65, 0x78, 0x74, 0x00, 0x55, 0xcd, 0xe8, 0x33,
+        0xff, 0x4a, 0x0c, 0x17, 0x00, 0x01, 0x1c, 0x04, 0x6f, 0x2c, 0x9c, 0xc1, 0x1f, 0xb6, 0xf3, 0x7d, 0x01, 0x00,
+        0x00, 0x00, 0x00, 0x04, 0x59, 0x5a,
+    ];
+
     fn plain(bytes: &[u8]) -> io::Result<Vec<u8>> {
         let mut out = Vec::new();
         decode(bytes)?.take(1 << 20).read_to_end(&mut out)?;
@@ -122,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn all_three_forms_and_joined_streams_are_read() {
+    fn all_forms_and_joined_streams_are_read() {
         let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
         gzip.write_all(b"text").unwrap();
         let gzip = gzip.finish().unwrap();
@@ -130,7 +150,11 @@ mod tests {
         let skippable = [&[0x50, 0x2a, 0x4d, 0x18, 2, 0, 0, 0, 9, 9][..], &zstd].concat();
         assert_eq!(plain(b"text").unwrap(), b"text");
         assert_eq!(plain(b"").unwrap(), b"");
-        for twice in [[&gzip[..], &gzip].concat(), [&zstd[..], &zstd].concat()] {
+        let mut bzip2 = bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::fast());
+        bzip2.write_all(b"text").unwrap();
+        let bzip2 = bzip2.finish().unwrap();
+        for form in [&gzip, &zstd, &bzip2, &XZ_TEXT.to_vec()] {
+            let twice = [&form[..], form].concat();
             assert_eq!(plain(&twice).unwrap(), b"texttext");
             assert!(plain(&twice[..twice.len() - 3]).is_err());
         }
@@ -155,8 +179,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_answered_without_panic(magic in 0..3usize, bytes: Vec<u8>) {
-            let magic: &[u8] = [&GZIP[..], &ZSTD, &[]][magic];
+        fn any_bytes_are_answered_without_panic(magic in 0..5usize, bytes: Vec<u8>) {
+            let magic: &[u8] = [&GZIP[..], &ZSTD, &[], &XZ, b"BZh9"][magic];
             let _ = plain(&[magic, &bytes].concat());
         }
     }

@@ -32,6 +32,22 @@ fn broken(what: &str) -> io::Error {
 
 /// Writes all files of an image, directories before what is in them, names sorted.
 pub fn write_tar(image: &File, output: impl Write) -> io::Result<()> {
+    let mut tar = TarWriter::new(output);
+    write_part(image, &mut tar, &Part { prefix: b"", keep: &|_, _| true })?;
+    tar.finish()?.flush()
+}
+
+/// Which of an image's files are written, and under which names.
+pub struct Part<'a> {
+    /// Stands before all names.
+    pub prefix: &'a [u8],
+    /// Whether the file of this path, or the directory, is among them. Of a directory that is not, nothing is.
+    pub keep: &'a dyn Fn(&[u8], bool) -> bool,
+}
+
+/// Adds files of an image to an archive, as [`write_tar`] does. What hides files of layers below cannot be told apart from what
+/// is there under a prefix, and is for whole layers only.
+pub fn write_part(image: &File, tar: &mut TarWriter<impl Write>, part: &Part<'_>) -> io::Result<()> {
     let size = image.metadata()?.len();
     let mut head = [0; 128];
     image.read_exact_at(&mut head, SUPER_OFFSET as u64)?;
@@ -39,10 +55,8 @@ pub fn write_tar(image: &File, output: impl Write) -> io::Result<()> {
         return Err(broken("no superblock"));
     }
     let meta = u64::from(u32_at(&head, 40)) * BLOCK as u64;
-    let mut unpacker =
-        Unpacker { image: Image { file: image, size, meta }, tar: TarWriter::new(output), seen: HashMap::new() };
-    unpacker.all(u64::from(u16_at(&head, 14)))?;
-    unpacker.tar.finish()?.flush()
+    let mut unpacker = Unpacker { image: Image { file: image, size, meta }, tar, part, seen: HashMap::new() };
+    unpacker.all(u64::from(u16_at(&head, 14)))
 }
 
 fn u16_at(bytes: &[u8], at: usize) -> u16 {
@@ -240,7 +254,8 @@ fn names(data: &[u8]) -> io::Result<Vec<(Vec<u8>, u64)>> {
 
 struct Unpacker<'a, W> {
     image: Image<'a>,
-    tar: TarWriter<W>,
+    tar: &'a mut TarWriter<W>,
+    part: &'a Part<'a>,
     /// The first names of inodes that have several.
     seen: HashMap<u64, Vec<u8>>,
 }
@@ -266,7 +281,8 @@ impl<W: Write> Unpacker<'_, W> {
         let is_directory = inode.mode >> 12 == 0o04;
         if !is_directory && inode.links > 1 {
             if let Some(first) = self.seen.get(&nid) {
-                let entry = entry(path, &inode, Kind::HardLink(first.clone()));
+                let target = [self.part.prefix, first].concat();
+                let entry = entry(&self.name(path), &inode, Kind::HardLink(target));
                 self.tar.entry(&Entry { xattrs: Vec::new(), ..entry }, io::empty())?;
                 return Ok(Vec::new());
             }
@@ -283,7 +299,7 @@ impl<W: Write> Unpacker<'_, W> {
             0o01 => Kind::Fifo,
             _ => return Err(broken("an inode's type")),
         };
-        self.tar.entry(&entry(path, &inode, kind), Data { image: &self.image, inode: &inode, done: 0 })?;
+        self.tar.entry(&entry(&self.name(path), &inode, kind), Data { image: &self.image, inode: &inode, done: 0 })?;
         if !is_directory {
             return Ok(Vec::new());
         }
@@ -293,10 +309,26 @@ impl<W: Write> Unpacker<'_, W> {
         let data = self.image.small_data(&inode, MAX_DIRECTORY)?;
         let mut inside = Vec::new();
         for (name, child) in names(&data)? {
-            let slash: &[u8] = if self.image.is_directory(child)? { b"/" } else { b"" };
-            inside.push(([if path == b"./" { b"" } else { path }, &name, slash].concat(), child));
+            let is_directory = self.image.is_directory(child)?;
+            let mut inner = [if path == b"./" { b"" } else { path }, &name].concat();
+            if !(self.part.keep)(&inner, is_directory) {
+                continue;
+            }
+            if is_directory {
+                inner.push(b'/');
+            }
+            inside.push((inner, child));
         }
         Ok(inside)
+    }
+
+    /// What a file is called in the archive.
+    fn name(&self, path: &[u8]) -> Vec<u8> {
+        match (self.part.prefix, path) {
+            (b"", path) => path.to_vec(),
+            (prefix, b"./") => prefix.to_vec(),
+            (prefix, path) => [prefix, path].concat(),
+        }
     }
 
     fn whiteout(&mut self, path: &[u8], inode: &Inode) -> io::Result<Vec<(Vec<u8>, u64)>> {

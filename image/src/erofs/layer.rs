@@ -38,6 +38,8 @@ pub struct Layer<'a> {
     data_bytes: u64,
     /// Attributes that were left out because they have no form in the image.
     pub dropped_attributes: u64,
+    /// Whether names say what is hidden in the layers below.
+    pub has_whiteouts: bool,
     /// Whether some file has a chunk map.
     pub has_chunks: bool,
 }
@@ -88,6 +90,7 @@ impl<'a> Layer<'a> {
             limits,
             data_bytes: 0,
             dropped_attributes: 0,
+            has_whiteouts: true,
             has_chunks: false,
         }
     }
@@ -116,15 +119,17 @@ impl<'a> Layer<'a> {
             let attributes = self.attributes(&entry)?;
             return Ok(self.tree.update_directory(NodeId::ROOT, attributes)?);
         };
-        if names.iter().any(|name| name.starts_with(AUFS) && *name != OPAQUE) {
+        let is_mark = |start: &[u8], name: &[u8]| self.has_whiteouts && name.starts_with(start);
+        if names.iter().any(|name| is_mark(AUFS, name) && *name != OPAQUE) {
             return Ok(());
         }
+        let has_whiteouts = self.has_whiteouts;
         let parent = self.tree.make_directories(parents)?;
-        if name == OPAQUE {
+        if has_whiteouts && name == OPAQUE {
             self.tree.set_opaque(parent);
             return Ok(());
         }
-        if let Some(hidden) = name.strip_prefix(WHITEOUT).filter(|hidden| !hidden.is_empty()) {
+        if let Some(hidden) = name.strip_prefix(WHITEOUT).filter(|hidden| has_whiteouts && !hidden.is_empty()) {
             return Ok(self.whiteout(parent, hidden)?);
         }
         if let Kind::HardLink(target) = kind {

@@ -27,6 +27,7 @@ use std::fs::File;
 use std::io::{self, Read};
 
 pub use archive::write_tar;
+pub(crate) use archive::{Part, write_part};
 pub use error::{BuildError, EntryError};
 pub use limits::{Limits, MAX_FILE, MAX_NAME, MAX_PATH, MAX_SYMLINK};
 pub use merge::FindError;
@@ -38,7 +39,7 @@ pub use volume::ReadError;
 pub(crate) use volume::Volume;
 
 use crate::digest::Digest;
-use crate::tar::{Streamed, TarReader};
+use crate::tar::{Entry, Streamed, TarReader};
 
 /// What became of a layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,11 +61,34 @@ pub struct Built {
 /// `tails` is an empty file for scratch data. The stream is read to its end, also behind the
 /// archive's end marker. Nothing is synced; on an error `image` holds garbage.
 pub fn build(tar: impl Read, image: &File, tails: &File, limits: &Limits) -> Result<Built, BuildError> {
+    build_from(tar, layer::Layer::new(image, tails, *limits), tails, limits, Some)
+}
+
+/// As [`build`], of those entries that `select` gives, as it gives them; and names such as `.wh.x` mean nothing but themselves.
+pub(crate) fn build_selected(
+    tar: impl Read,
+    image: &File,
+    tails: &File,
+    limits: &Limits,
+    select: impl FnMut(Entry) -> Option<Entry>,
+) -> Result<Built, BuildError> {
+    let layer = layer::Layer { has_whiteouts: false, ..layer::Layer::new(image, tails, *limits) };
+    build_from(tar, layer, tails, limits, select)
+}
+
+fn build_from(
+    tar: impl Read,
+    mut layer: layer::Layer<'_>,
+    tails: &File,
+    limits: &Limits,
+    mut select: impl FnMut(Entry) -> Option<Entry>,
+) -> Result<Built, BuildError> {
     let mut reader =
-        TarReader::new(Streamed::new(Bounded { inner: tar, limit: limits.stream_bytes, left: limits.stream_bytes }));
-    let mut layer = layer::Layer::new(image, tails, *limits);
+        TarReader::new(Streamed::new(Bounded::new(tar, limits.stream_bytes)));
     while let Some(entry) = reader.next_entry()? {
-        layer.apply(entry, &mut reader)?;
+        if let Some(entry) = select(entry) {
+            layer.apply(entry, &mut reader)?;
+        }
     }
     let offset = reader.offset();
     let mut rest = reader.into_input().into_inner();
@@ -88,10 +112,16 @@ pub(crate) fn hides_lower_layers(image: &File) -> Result<bool, ReadError> {
 }
 
 /// A stream that may not be longer than so many bytes: the guard against what unpacks without end.
-struct Bounded<R> {
+pub(crate) struct Bounded<R> {
     inner: R,
     limit: u64,
     left: u64,
+}
+
+impl<R> Bounded<R> {
+    pub fn new(inner: R, limit: u64) -> Self {
+        Self { inner, limit, left: limit }
+    }
 }
 
 impl<R: Read> Read for Bounded<R> {

@@ -56,6 +56,12 @@ pub struct Slice {
 }
 
 impl Slice {
+    /// A whole file.
+    pub(crate) fn whole(file: File) -> io::Result<Self> {
+        let end = file.metadata()?.len();
+        Ok(Self { file: Arc::new(file), position: 0, end })
+    }
+
     /// Bytes not yet read.
     pub fn remaining(&self) -> u64 {
         self.end.saturating_sub(self.position)
@@ -169,13 +175,13 @@ impl Files {
 }
 
 /// Opens for reading; a pipe without a writer does not make it wait.
-fn open_without_waiting(path: &Path) -> io::Result<File> {
+pub(crate) fn open_without_waiting(path: &Path) -> io::Result<File> {
     File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)
 }
 
 /// The archive itself, or its plain form in a scratch file.
 fn unpacked(mut file: File, scratch: &dyn Fn() -> io::Result<File>) -> io::Result<File> {
-    let mut start = [0; 4];
+    let mut start = [0; 6];
     let n = file.read_at(&mut start, 0)?;
     if Compression::of(&start[..n]) == Compression::None {
         return Ok(file);

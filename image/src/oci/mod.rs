@@ -18,7 +18,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 pub use error::OciError;
-pub(crate) use files::Files;
+pub(crate) use files::{Files, open_without_waiting};
 pub use files::Slice;
 pub(crate) use manifest::{Documents, read_image, select};
 pub(crate) use spec::{ConfigFile, Descriptor, HistoryEntry, Platform};

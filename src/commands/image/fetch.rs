@@ -147,5 +147,5 @@ impl<'a> Fetcher<'a> {
 
 fn as_imported(image: podvm_image::Image) -> Imported {
     let layers = image.layers.len();
-    Imported { id: image.id, names: image.names, size: image.size, layers, present: layers }
+    Imported { id: image.id, names: image.names, size: image.size, layers, present: layers, appc: image.appc }
 }
