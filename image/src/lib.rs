@@ -28,6 +28,7 @@ pub mod store;
 pub mod tar;
 pub mod trust;
 
+pub use appc::AppcName;
 pub use digest::Digest;
 pub use erofs::Limits;
 pub use oci::{Format, ImageConfig, ImageHealthcheck};
@@ -36,6 +37,6 @@ pub use reference::Reference;
 pub use registry::{Registries, RegistryError};
 pub use source::ImageSource;
 pub use store::{
-    Collected, Exported, FetchOptions, Image, ImportOptions, Imported, Layer, LayerPacking, Origin, Problem, Removed,
-    RenderOptions, ResolvedImage, Step, Store, StoreError, Uses, What,
+    AppcFetch, AppcOptions, AppcRecord, Collected, Exported, FetchOptions, Image, ImportOptions, Imported, Layer,
+    LayerPacking, Origin, Problem, Removed, RenderOptions, ResolvedImage, Step, Store, StoreError, Uses, What,
 };

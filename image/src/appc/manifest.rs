@@ -51,7 +51,7 @@ pub enum ManifestError {
 }
 
 /// An image manifest.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ImageManifest {
     /// `ImageManifest`.
@@ -87,7 +87,7 @@ pub struct Pair {
 }
 
 /// How an image is run.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct App {
     /// The program and its arguments.
@@ -151,7 +151,7 @@ pub struct EventHandler {
 }
 
 /// A limit or privilege.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Isolator {
     /// Which.
     pub name: String,

@@ -72,7 +72,8 @@ pub(crate) fn build_selected(
     limits: &Limits,
     select: impl FnMut(Entry) -> Option<Entry>,
 ) -> Result<Built, BuildError> {
-    let layer = layer::Layer { has_whiteouts: false, ..layer::Layer::new(image, tails, *limits) };
+    let mut layer = layer::Layer::new(image, tails, *limits);
+    layer.has_whiteouts = false;
     build_from(tar, layer, tails, limits, select)
 }
 
@@ -83,8 +84,7 @@ fn build_from(
     limits: &Limits,
     mut select: impl FnMut(Entry) -> Option<Entry>,
 ) -> Result<Built, BuildError> {
-    let mut reader =
-        TarReader::new(Streamed::new(Bounded::new(tar, limits.stream_bytes)));
+    let mut reader = TarReader::new(Streamed::new(Bounded::new(tar, limits.stream_bytes)));
     while let Some(entry) = reader.next_entry()? {
         if let Some(entry) = select(entry) {
             layer.apply(entry, &mut reader)?;

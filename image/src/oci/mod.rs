@@ -18,8 +18,8 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 pub use error::OciError;
-pub(crate) use files::{Files, open_without_waiting};
 pub use files::Slice;
+pub(crate) use files::{Files, open_without_waiting};
 pub(crate) use manifest::{Documents, read_image, select};
 pub(crate) use spec::{ConfigFile, Descriptor, HistoryEntry, Platform};
 pub use spec::{ImageConfig, ImageHealthcheck, MAX_CONFIG, MAX_LAYERS, MAX_MANIFEST, host_architecture};

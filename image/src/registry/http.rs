@@ -42,11 +42,13 @@ pub struct Request<'a> {
     pub from: u64,
     /// A form to be posted.
     pub form: Option<String>,
+    /// When the answer is wanted, or a part of it.
+    pub conditions: Vec<(header::HeaderName, String)>,
 }
 
 impl<'a> Request<'a> {
     pub fn get(url: Url) -> Self {
-        Self { method: Method::GET, url, accept: &[], from: 0, form: None }
+        Self { method: Method::GET, url, accept: &[], from: 0, form: None, conditions: Vec::new() }
     }
 }
 
@@ -243,6 +245,9 @@ impl Http {
         }
         if request.from > 0 {
             builder = builder.header(header::RANGE, format!("bytes={}-", request.from));
+        }
+        for (name, value) in &request.conditions {
+            builder = builder.header(name, value);
         }
         if let Some(authorization) = authorization {
             builder = builder.header(header::AUTHORIZATION, authorization);

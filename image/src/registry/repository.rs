@@ -188,7 +188,7 @@ impl Repository {
         let endpoint = &self.endpoints[number];
         let path = format!("/v2/{}/{path}", endpoint.path);
         let base = self.base(endpoint)?;
-        let request = Request { method, url: base.with_path(&path), accept, from, form: None };
+        let request = Request { method, accept, from, ..Request::get(base.with_path(&path)) };
         let shown = get(&endpoint.authorization);
         let response = self.http.send(&request, shown.as_deref())?;
         // Only the registry itself may ask for credentials, not whom it redirects to.

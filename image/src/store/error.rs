@@ -3,10 +3,15 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::appc::{ArchiveError, discovery::DiscoveryError};
 use crate::digest::Digest;
 use crate::erofs::{BuildError, FindError, UnpackError};
 use crate::oci::OciError;
 use crate::registry::RegistryError;
+use crate::trust::TrustError;
+
+/// Most images, each placed upon the next.
+pub(super) const MAX_DEPENDENCIES: usize = 32;
 
 /// Why something about the store could not be done.
 #[derive(Debug, thiserror::Error)]
@@ -112,6 +117,66 @@ pub enum StoreError {
     /// A registry does not give the image.
     #[error(transparent)]
     Registry(#[from] Box<RegistryError>),
+    /// An archive that is no image of appc, or a broken one.
+    #[error("{file}: {source}")]
+    Archive {
+        /// Which.
+        file: String,
+        /// Why.
+        source: ArchiveError,
+    },
+    /// No place of an image of appc is found.
+    #[error(transparent)]
+    Discovery(#[from] Box<DiscoveryError>),
+    /// A signature that does not count.
+    #[error(transparent)]
+    Trust(#[from] Box<TrustError>),
+    /// A signature that is not there.
+    #[error(
+        "{what} is not signed: {why}; an image that is fetched must be, unless signatures are done without by \
+         --insecure-options=image"
+    )]
+    Unsigned {
+        /// The image.
+        what: String,
+        /// What is wrong with its signature.
+        why: String,
+    },
+    /// Another image than the one that was asked for.
+    #[error("{file} is {actual}, not {wanted}; whoever offers it is mistaken")]
+    OtherImage {
+        /// Where it is.
+        file: String,
+        /// What it is.
+        actual: String,
+        /// What was asked for.
+        wanted: String,
+    },
+    /// An image that depends on itself.
+    #[error("the dependencies of {} lead back to it: {}", .0[0], .0.join(" is placed upon "))]
+    Circle(Vec<String>),
+    /// Dependencies of dependencies.
+    #[error("the dependencies of {0} go deeper than {MAX_DEPENDENCIES} images")]
+    TooDeep(String),
+    /// A dependency that cannot be had.
+    #[error("{image} is placed upon {dependency}: {source}")]
+    Dependency {
+        /// The image.
+        image: String,
+        /// What it depends on.
+        dependency: String,
+        /// Why that cannot be had.
+        source: Box<StoreError>,
+    },
+    /// Not an image of appc.
+    #[error("image {0} is none of appc, and has no .aci; export it as an OCI layout or archive")]
+    NotAppc(String),
+    /// An image without an archive of its own.
+    #[error(
+        "image {0} is put together from several images or a list of paths, and has no .aci of its own; export it as an OCI \
+         layout or archive"
+    )]
+    Rendered(String),
     /// A layer's bytes do not arrive; the message says whose and why.
     #[error("{0}")]
     Transfer(io::Error),
@@ -142,6 +207,18 @@ pub enum StoreError {
 pub(crate) fn at(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> StoreError {
     let path = path.into();
     move |source| StoreError::Io { path, source }
+}
+
+impl From<DiscoveryError> for StoreError {
+    fn from(error: DiscoveryError) -> Self {
+        Self::Discovery(Box::new(error))
+    }
+}
+
+impl From<TrustError> for StoreError {
+    fn from(error: TrustError) -> Self {
+        Self::Trust(Box::new(error))
+    }
 }
 
 impl From<RegistryError> for StoreError {

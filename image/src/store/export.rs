@@ -214,17 +214,21 @@ fn write_archive(layout: &Path, output: &mut dyn Write) -> io::Result<()> {
     let mut tar = TarWriter::new(output);
     for name in names {
         let file = File::open(layout.join(&name))?;
-        let entry = Entry {
-            path: name.into_bytes(),
-            kind: Kind::File { size: file.metadata()?.len(), segments: None },
-            mode: 0o644,
-            uid: 0,
-            gid: 0,
-            mtime: Timestamp::default(),
-            xattrs: Vec::new(),
-            unknown_attributes: 0,
-        };
-        tar.entry(&entry, file)?;
+        tar.entry(&plain_file(&name, file.metadata()?.len()), file)?;
     }
     tar.finish()?.flush()
+}
+
+/// The entry of a file that is about the image, and none of its own.
+pub(super) fn plain_file(name: &str, size: u64) -> Entry {
+    Entry {
+        path: name.as_bytes().to_vec(),
+        kind: Kind::File { size, segments: None },
+        mode: 0o644,
+        uid: 0,
+        gid: 0,
+        mtime: Timestamp::default(),
+        xattrs: Vec::new(),
+        unknown_attributes: 0,
+    }
 }

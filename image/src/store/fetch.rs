@@ -107,7 +107,7 @@ impl Store {
             }
         }
         let (layers, present) = (unique.len(), unique.len());
-        Ok(Some(Imported { id: *id, names: vec![name.clone()], size: record.size, layers, present }))
+        Ok(Some(Imported { id: *id, names: vec![name.clone()], size: record.size, layers, present, appc: None }))
     }
 }
 

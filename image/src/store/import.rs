@@ -7,11 +7,10 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::Store;
 use super::error::{StoreError, at};
-use super::records::{ImageRecord, to_bytes};
+use super::records::{AppcRecord, ImageRecord, to_bytes};
 use super::scratch::{Scratch, sweep, sync_directory, write_atomically};
 use crate::digest::Digest;
 use crate::erofs::Limits;
@@ -53,6 +52,8 @@ pub struct Imported {
     pub layers: usize,
     /// How many of `layers` were stored already.
     pub present: usize,
+    /// What it is in terms of appc, if it came as such.
+    pub appc: Option<AppcRecord>,
 }
 
 /// How layers are stored.
@@ -120,11 +121,18 @@ impl Store {
     ) -> Result<Imported, StoreError> {
         let (layers, present) = self.store_layers(&found.layers, work)?;
         let size = layers.iter().sum();
-        self.store_image(found, size)?;
+        let config = &found.config_file;
+        let diff_ids = found.layers.iter().map(|layer| layer.diff_id).collect();
+        let record = ImageRecord {
+            manifest_digest: found.manifest_digest,
+            config: config.config.clone(),
+            ..ImageRecord::new(found.id, &config.platform, config.created.clone(), size, diff_ids)
+        };
+        self.store_image(&record, &found.config, &found.manifest)?;
         for name in &names {
             self.set_name(name, found.id, digest)?;
         }
-        Ok(Imported { id: found.id, names, size, layers: layers.len(), present })
+        Ok(Imported { id: found.id, names, size, layers: layers.len(), present, appc: None })
     }
 
     /// Stores all layers, several at once. Returns the sizes of the different ones, and how many were there.
@@ -171,29 +179,16 @@ impl Store {
     }
 
     /// Records an image whose layers are stored.
-    fn store_image(&self, found: &Found, size: u64) -> Result<(), StoreError> {
-        let place = self.image_directory(&found.id);
+    pub(super) fn store_image(&self, record: &ImageRecord, config: &[u8], manifest: &[u8]) -> Result<(), StoreError> {
+        let place = self.image_directory(&record.id);
         let record_path = place.join("image.json");
-        let platform = &found.config_file.platform;
-        let record = ImageRecord {
-            version: ImageRecord::VERSION,
-            id: found.id,
-            manifest_digest: found.manifest_digest,
-            os: platform.os.clone(),
-            architecture: platform.architecture.clone(),
-            created: found.config_file.created.clone(),
-            imported: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs()),
-            size,
-            layers: found.layers.iter().map(|layer| layer.diff_id).collect(),
-            config: found.config_file.config.clone(),
-        };
         if place.exists() {
-            return self.write(&record_path, &record);
+            return self.write(&record_path, record);
         }
         let tmp = self.tmp();
         let scratch = Scratch::directory(&tmp).map_err(at(&tmp))?;
-        let record = to_bytes(&record, &record_path)?;
-        let files = [("image.json", &record), ("config.json", &found.config), ("manifest.json", &found.manifest)];
+        let record = to_bytes(record, &record_path)?;
+        let files = [("image.json", &record[..]), ("config.json", config), ("manifest.json", manifest)];
         for (name, content) in files {
             write_atomically(&tmp, &scratch.path().join(name), content).map_err(at(&place))?;
         }

@@ -31,6 +31,13 @@ impl Store {
         }
     }
 
+    /// Waits until nobody else makes this layer.
+    pub(super) fn layer_lock(&self, diff_id: &Digest) -> Result<Lock, StoreError> {
+        // One of 256 lock files, so that they do not grow in number with the store.
+        let path = self.lock_path(&format!("layer-{}", &diff_id.hex()[..2]));
+        Lock::exclusive(&path).map_err(at(path))
+    }
+
     /// Stores a layer unless it is stored already. Returns its size in the store.
     ///
     /// Of several importers of one layer the first does the work and the others wait for it.
@@ -52,9 +59,7 @@ impl Store {
         if let Some(size) = present()? {
             return Ok(size);
         }
-        // One of 256 lock files, so that they do not grow in number with the store.
-        let path = self.lock_path(&format!("layer-{}", &layer.diff_id.hex()[..2]));
-        let _lock = Lock::exclusive(&path).map_err(at(path))?;
+        let _lock = self.layer_lock(&layer.diff_id)?;
         if let Some(size) = present()? {
             return Ok(size);
         }
@@ -133,7 +138,7 @@ impl Store {
     }
 
     /// Puts a finished layer in its place: its record first, so that the layer is never without one.
-    fn keep_layer(&self, diff_id: &Digest, image: Scratch, built: &Built) -> Result<(), StoreError> {
+    pub(super) fn keep_layer(&self, diff_id: &Digest, image: Scratch, built: &Built) -> Result<(), StoreError> {
         let record_path = self.blob_record_path(diff_id);
         let record = to_bytes(&BlobRecord::new(built.size, built.digest), &record_path)?;
         image.seal().map_err(at(image.path()))?;

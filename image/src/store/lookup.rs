@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 
 use super::Store;
 use super::error::{StoreError, at};
-use super::records::ImageRecord;
+use super::records::{AppcRecord, ImageRecord};
 use super::scratch::Lock;
+use crate::appc::AppcName;
+use crate::appc::id::PREFIX as APPC_ID;
 use crate::digest::Digest;
 use crate::erofs::hides_lower_layers;
 use crate::oci::{ConfigFile, HistoryEntry, ImageConfig};
@@ -15,6 +17,8 @@ use crate::reference::Reference;
 
 /// Fewest hex digits that count as the start of an id: shorter ones are more often mistyped names.
 const MIN_PREFIX: usize = 4;
+/// What may stand before a name of appc.
+pub(crate) const APPC_PREFIX: &str = "appc:";
 /// Most names that a message lists.
 const MAX_LISTED: usize = 10;
 
@@ -39,6 +43,8 @@ pub struct Image {
     pub layers: Vec<Digest>,
     /// How it wants to be run.
     pub config: ImageConfig,
+    /// What it is in terms of appc, if it came as such.
+    pub appc: Option<AppcRecord>,
 }
 
 /// A layer in the store: an EROFS image that can be mounted or mapped.
@@ -77,6 +83,8 @@ pub struct ResolvedImage {
     pub config: ImageConfig,
     /// Lowest first.
     pub layers: Vec<Layer>,
+    /// What it is in terms of appc, if it came as such.
+    pub appc: Option<AppcRecord>,
     _hold: Lock,
 }
 
@@ -98,7 +106,7 @@ impl Store {
             })
             .collect::<Result<Vec<_>, _>>()?;
         let layers = seen(layers)?;
-        Ok(ResolvedImage { id, config: record.config, layers, _hold: hold })
+        Ok(ResolvedImage { id, config: record.config, layers, appc: record.appc, _hold: hold })
     }
 
     /// Finds an image.
@@ -201,23 +209,49 @@ impl Store {
                 }
             }
         }
+        if let Some(digits) = wanted.strip_prefix(APPC_ID) {
+            return self.find_appc_id(wanted, digits);
+        }
         let prefix = wanted.strip_prefix("sha256:").unwrap_or(wanted);
         let is_prefix = prefix.len() >= MIN_PREFIX && prefix.bytes().all(|b| b.is_ascii_hexdigit());
-        if !is_prefix {
-            return Err(self.not_found(wanted));
+        let mut fitting: Vec<(Digest, String)> = Vec::new();
+        if is_prefix {
+            let prefix = prefix.to_ascii_lowercase();
+            let all = self.all_images()?.into_iter().filter(|id| id.hex().starts_with(&prefix));
+            fitting.extend(all.map(|id| (id, id.short())));
         }
-        let prefix = prefix.to_ascii_lowercase();
-        let all = self.all_images()?;
-        let mut fitting: Vec<Digest> = all.into_iter().filter(|id| id.hex().starts_with(&prefix)).collect();
-        fitting.sort();
-        match fitting.as_slice() {
-            [] => Err(self.not_found(wanted)),
-            [id] => Ok(*id),
-            several => Err(StoreError::Ambiguous {
-                wanted: wanted.to_owned(),
-                candidates: several.iter().take(MAX_LISTED).map(Digest::short).collect(),
-            }),
+        if fitting.is_empty() {
+            let name = wanted.strip_prefix(APPC_PREFIX).unwrap_or(wanted).parse::<AppcName>();
+            let found = name.ok().map(|name| self.find_appc(&name)).transpose()?.flatten();
+            return found.ok_or_else(|| self.not_found(wanted));
         }
+        only_one(wanted, fitting).ok_or_else(|| self.not_found(wanted))?
+    }
+
+    /// The stored image of appc that a name means; of several, the one that came last.
+    pub(super) fn find_appc(&self, name: &AppcName) -> Result<Option<Digest>, StoreError> {
+        let mut best: Option<(u64, Digest)> = None;
+        for id in self.all_images()? {
+            let Some(record) = self.image_record(&id)? else { continue };
+            let means = |appc: &AppcRecord| name.means(&appc.manifest.name, &appc.manifest.labels());
+            if record.appc.as_ref().is_some_and(means) {
+                best = best.max(Some((record.imported, id)));
+            }
+        }
+        Ok(best.map(|(_, id)| id))
+    }
+
+    /// The stored image of appc whose ID begins so.
+    fn find_appc_id(&self, wanted: &str, digits: &str) -> Result<Digest, StoreError> {
+        let mut fitting = Vec::new();
+        if digits.len() >= MIN_PREFIX {
+            for id in self.all_images()? {
+                let appc = self.image_record(&id)?.and_then(|record| record.appc);
+                let fits = appc.filter(|appc| appc.id.to_string().starts_with(wanted));
+                fitting.extend(fits.map(|appc| (id, appc.id.short())));
+            }
+        }
+        only_one(wanted, fitting).ok_or_else(|| self.not_found(wanted))?
     }
 
     /// Says what there is instead.
@@ -253,6 +287,19 @@ fn seen(mut layers: Vec<Layer>) -> Result<Vec<Layer>, StoreError> {
     Ok(layers)
 }
 
+/// The one image that fits; an error when several do, nothing when none does.
+fn only_one(wanted: &str, mut fitting: Vec<(Digest, String)>) -> Option<Result<Digest, StoreError>> {
+    fitting.sort();
+    match fitting.as_slice() {
+        [] => None,
+        [(id, _)] => Some(Ok(*id)),
+        several => {
+            let candidates = several.iter().take(MAX_LISTED).map(|(_, short)| short.clone()).collect();
+            Some(Err(StoreError::Ambiguous { wanted: wanted.to_owned(), candidates }))
+        }
+    }
+}
+
 fn image(record: ImageRecord, names: Vec<Reference>) -> Image {
     Image {
         id: record.id,
@@ -264,5 +311,6 @@ fn image(record: ImageRecord, names: Vec<Reference>) -> Image {
         size: record.size,
         layers: record.layers,
         config: record.config,
+        appc: record.appc,
     }
 }

@@ -19,6 +19,9 @@
 //! layers, which else might remove one whose image is not written yet. *use* is shared by those who start a pod, until the
 //! pod is recorded, and taken alone by removals.
 
+mod appc;
+mod appc_fetch;
+mod download;
 mod error;
 mod export;
 mod fetch;
@@ -39,11 +42,13 @@ use std::fs;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+pub use appc_fetch::{AppcFetch, AppcOptions};
 pub use error::StoreError;
 pub use export::{Exported, LayerPacking};
 pub use fetch::{FetchOptions, Origin};
 pub use import::{ImportOptions, Imported};
 pub use lookup::{Image, Layer, ResolvedImage, Step};
+pub use records::AppcRecord;
 pub use remove::{Collected, Removed, Uses};
 pub use render::{RenderOptions, What};
 pub use verify::Problem;

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -10,8 +11,9 @@ use serde::{Deserialize, Serialize};
 use super::Store;
 use super::error::{StoreError, at};
 use super::scratch::write_atomically;
+use crate::appc::{ImageId, ImageManifest};
 use crate::digest::Digest;
-use crate::oci::ImageConfig;
+use crate::oci::{ImageConfig, Platform};
 use crate::reference::Reference;
 
 /// Version of all records. A reader refuses what is newer than itself.
@@ -34,6 +36,27 @@ pub struct ImageRecord {
     /// Lowest first.
     pub layers: Vec<Digest>,
     pub config: ImageConfig,
+    /// What it is in terms of appc, if it came as such.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub appc: Option<AppcRecord>,
+}
+
+/// What is known of an image that came as an App Container image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AppcRecord {
+    /// The ID of its archive.
+    pub id: ImageId,
+    /// Its manifest, without the whitelist of paths.
+    pub manifest: ImageManifest,
+    /// Who has signed it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signer: Option<String>,
+    /// Where it was fetched from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+    /// What the server told this state of the URL from others by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validator: Option<String>,
 }
 
 /// `refs/….json`.
@@ -57,7 +80,22 @@ pub struct BlobRecord {
 }
 
 impl ImageRecord {
-    pub const VERSION: u32 = VERSION;
+    /// An image that comes into the store now.
+    pub fn new(id: Digest, platform: &Platform, created: Option<String>, size: u64, layers: Vec<Digest>) -> Self {
+        Self {
+            version: VERSION,
+            id,
+            manifest_digest: None,
+            os: platform.os.clone(),
+            architecture: platform.architecture.clone(),
+            created,
+            imported: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs()),
+            size,
+            layers,
+            config: ImageConfig::default(),
+            appc: None,
+        }
+    }
 }
 
 impl BlobRecord {

@@ -1,5 +1,6 @@
 //! The store as its users see it.
 
+mod appc;
 mod crash;
 mod export;
 mod hostile;
