@@ -6,7 +6,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Parser, Subcommand};
 
 use crate::commands::run::AppArgs;
@@ -59,7 +59,7 @@ pub enum Command {
     /// Start a pod that was prepared
     RunPrepared(run::RunPreparedArgs),
     /// List pods
-    #[command(visible_alias = "ls")]
+    #[command(visible_aliases = ["ls", "ps"])]
     List(list::ListArgs),
     /// Show a pod and its apps
     Status(status::StatusArgs),
@@ -142,7 +142,9 @@ pub fn parse(arguments: &[OsString]) -> Result<Parsed, String> {
                 return Ok(Parsed::Command(Box::new(cli)));
             }
         }
-        Err(error) if parts.next().is_none() => return text_or_message(&error),
+        Err(error) if parts.next().is_none() => {
+            return misplaced_argument(arguments, &error).map_or_else(|| text_or_message(&error), Err);
+        }
         Err(_) => {}
     }
     // `---` means nothing to the other commands.
@@ -167,6 +169,18 @@ fn text_or_message(error: &clap::Error) -> Result<Parsed, String> {
         }
         _ => Err(one_message(&text)),
     }
+}
+
+/// Who knows other runners writes the program's arguments right behind the image.
+fn misplaced_argument(arguments: &[OsString], error: &clap::Error) -> Option<String> {
+    let runs = arguments.iter().any(|argument| argument == "run" || argument == "prepare");
+    let Some(ContextValue::String(found)) = error.get(ContextKind::InvalidArg) else { return None };
+    let is_word = runs && error.kind() == ErrorKind::UnknownArgument && !found.starts_with('-');
+    is_word.then(|| {
+        format!(
+            "unexpected argument {found:?}; what the image's program is given stands after --, as in: IMAGE -- {found}"
+        )
+    })
 }
 
 /// Makes one line of clap's report, which spreads what is wrong and what helps over several paragraphs.
@@ -247,6 +261,8 @@ mod tests {
             ("podvm run --port 80 etcd", "NAME:[IP:]PORT"),
             ("podvm run --volume data,kind=tape etcd", "kind"),
             ("podvm run --frobnicate etcd", "--frobnicate"),
+            ("podvm run busybox ls /", "IMAGE -- ls"),
+            ("podvm run -v /srv:data busybox", "SOURCE:TARGET"),
             ("podvm run", "IMAGE"),
             ("podvm run a --- --volume x,kind=empty b", "--volume"),
             ("podvm run --stage1 qemu etcd", "qemu"),

@@ -7,6 +7,7 @@ use podvm_pod::manifest::{
     AppName, ByteSize, Capability, CpuLimit, EnvironmentVariable, Mount, RestartPolicy, Rlimit, Seccomp,
 };
 
+use super::bind::Bind;
 use crate::duration::Wait;
 
 const APP: &str = "App options (for each image)";
@@ -32,8 +33,11 @@ pub struct AppArgs {
     /// Put a volume at a place in the app: volume=NAME,target=DIR[,readOnly=true]
     #[arg(long = "mount", value_name = "MOUNT", help_heading = APP)]
     pub mounts: Vec<Mount>,
+    /// Put a directory of the host at a place in the app: SOURCE:TARGET[:ro]. Can be repeated
+    #[arg(long = "bind", short = 'v', value_name = "BIND", help_heading = APP)]
+    pub binds: Vec<Bind>,
     /// Set a variable of the app's environment: NAME=VALUE
-    #[arg(long = "environment", short = 'e', value_name = "VARIABLE", help_heading = APP)]
+    #[arg(long = "environment", visible_alias = "env", short = 'e', value_name = "VARIABLE", help_heading = APP)]
     pub environment: Vec<EnvironmentVariable>,
     /// Set the variables of a file: a line NAME=VALUE each; # begins a comment. Can be repeated
     #[arg(long, value_name = "FILE", help_heading = APP)]

@@ -22,6 +22,8 @@ Examples:
     podvm run debian -- /bin/true
   Run a server in the background, its data in a directory of the host, its port on the host:
     podvm run -d --volume data-dir,kind=host,source=/srv/etcd --port client:2379 etcd -- --listen-client-urls=http://0.0.0.0:2379
+  Run a program on the files of this directory:
+    podvm run --rm -v .:/work --working-dir /work debian -- make
   Run two apps that share a network and a volume:
     podvm run --volume site,kind=empty --port 80:8080 nginx --mount volume=site,target=/srv --- \\
       debian --name writer --mount volume=site,target=/out -- sh -c 'date > /out/index.html; sleep inf'
@@ -93,7 +95,7 @@ pub struct RunArgs {
     #[arg(
         long, value_name = "FILE", help_heading = POD,
         conflicts_with_all = [
-            "image", "arguments", "name", "exec", "mounts", "environment", "inherit_env", "set_env_file", "user", "group",
+            "image", "arguments", "name", "exec", "mounts", "binds", "environment", "inherit_env", "set_env_file", "user", "group",
             "supplementary_gids", "working_dir", "memory", "cpu", "cpu_shares", "pids", "rlimits", "oom_score_adj",
             "interactive", "tty", "caps_retain", "caps_remove", "seccomp", "readonly_rootfs", "no_new_privileges",
             "volumes", "ports", "net", "private_net", "hostname", "dns", "dns_search", "dns_opt", "hosts_entries", "ipc",

@@ -48,6 +48,9 @@ pub enum PrepareError {
         /// What the images call theirs.
         declared: String,
     },
+    /// Relative paths lead nowhere.
+    #[error("the current directory cannot be named ({0}); give absolute paths of the host")]
+    NoDirectory(#[source] std::io::Error),
     /// A mount of a volume that is not there.
     #[error("app {app} mounts volume {volume}, which the pod does not have; add --volume {volume},kind=…")]
     MountWithoutVolume {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
+use std::io;
 use std::path::Path;
 use std::str::FromStr;
 
@@ -21,7 +22,7 @@ use super::environment::environment;
 use super::error::PrepareError;
 use super::health::health;
 use super::image::{DeclaredPort, ImageSettings};
-use super::{ports, volumes};
+use super::{bind, ports, volumes};
 
 /// Memory of a VM beside its apps': kernel, supervisor and the page structures of the rest.
 const VM_MEMORY: ByteSize = ByteSize::mib(64);
@@ -77,13 +78,12 @@ pub fn assemble(
     };
     let names = app_names(args, images)?;
     let (volumes, mounts) = {
-        let parts = args.apps().zip(images).zip(&names);
-        let wishes = parts.map(|((app, image), name)| volumes::AppVolumes {
-            app: name,
-            mounts: &app.mounts,
-            declared: &image.volumes,
-        });
-        volumes::resolve(&args.volumes, &wishes.collect::<Vec<_>>())?
+        let mut given = args.volumes.clone();
+        let mounts = |app: &AppArgs| Ok([app.mounts.clone(), bind::mounts(&app.binds, &mut given)?].concat());
+        let mounts = args.apps().map(mounts).collect::<io::Result<Vec<_>>>().map_err(PrepareError::NoDirectory)?;
+        let parts = mounts.iter().zip(images).zip(&names);
+        let wishes = parts.map(|((mounts, image), app)| volumes::AppVolumes { app, mounts, declared: &image.volumes });
+        volumes::resolve(&given, &wishes.collect::<Vec<_>>())?
     };
     let declared: Vec<(&AppName, &[DeclaredPort])> =
         names.iter().zip(images).map(|(name, image)| (name, image.ports.as_slice())).collect();

@@ -6,6 +6,7 @@
 
 mod app_arguments;
 mod arguments;
+mod bind;
 mod detach;
 mod environment;
 mod error;

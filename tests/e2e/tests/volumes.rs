@@ -68,6 +68,22 @@ fn a_thousand_small_files_are_made_read_and_removed() {
 }
 
 #[test]
+fn a_directory_is_bound_in_one_word_and_for_reading_only() {
+    let host = Host::new();
+    let image = host.image("busybox");
+    let (one, two) = (host.directory("one"), host.directory("two"));
+    fs::write(one.join("file"), "one\n").unwrap();
+    fs::write(two.join("file"), "two\n").unwrap();
+    let binds = [format!("{}:/in:ro", one.display()), format!("{}:/out", two.display())];
+    let script = "cat /in/file /out/file; ! touch /in/new 2>/dev/null && echo new > /out/new";
+    let words = ["run", "--rm", "--net=none", "-v", &binds[0], "-v", &binds[1], &image, "--", "sh", "-c", script];
+    assert_eq!(host.podvm(words).run().expect_code(0).stdout, "one\ntwo\n");
+    assert_eq!(fs::read_to_string(two.join("new")).unwrap(), "new\n");
+    let missing = host.podvm(["run", "-v", "/no/such:/in", &image, "--", "true"]).run().expect_code(254);
+    missing.expect_stderr("/no/such does not exist");
+}
+
+#[test]
 fn links_modes_and_renames_are_those_of_a_filesystem() {
     let host = Host::new();
     let image = host.image("busybox");
