@@ -19,6 +19,8 @@ pub mod appc;
 mod decode;
 pub mod digest;
 pub mod erofs;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;
 pub mod oci;
 pub mod progress;
 pub mod reference;

@@ -14,8 +14,8 @@ mod limits;
 mod merge;
 mod ondisk;
 mod output;
-#[cfg(test)]
-mod reader;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod reader;
 #[cfg(test)]
 mod tests;
 mod tree;
@@ -32,6 +32,8 @@ pub use error::{BuildError, EntryError};
 pub use limits::{Limits, MAX_FILE, MAX_NAME, MAX_PATH, MAX_SYMLINK};
 pub use merge::FindError;
 pub(crate) use merge::Merged;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use merge::Node;
 pub use output::image_digest;
 pub use unpack::{Loss, Losses, UnpackError, unpack};
 pub(crate) use unpack::{Strictness, unpack_directory, unpack_file};

@@ -1,4 +1,4 @@
-//! A small reader of EROFS images for tests, written from the format's description and not from the writer.
+//! A small reader of EROFS images for tests and fuzzers, written from the format's description and not from the writer.
 
 use std::collections::BTreeMap;
 

@@ -8,6 +8,23 @@ use crate::digest::{Digest, DigestError};
 use crate::registry::RegistryError;
 use crate::tar::TarError;
 
+/// Most names that a message lists.
+const MAX_LISTED: usize = 20;
+
+/// Names of an image's maker in a message: not ever so many, and nothing that a terminal would obey.
+fn listed(names: &[String]) -> String {
+    let mut text: String = names.iter().take(MAX_LISTED).map(String::as_str).collect::<Vec<_>>().join(", ");
+    if names.len() > MAX_LISTED {
+        text.push_str(", …");
+    }
+    harmless(&text)
+}
+
+/// A text without what a terminal would obey.
+pub(super) fn harmless(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
 /// Why an image cannot be read from a layout or an archive.
 #[derive(Debug, thiserror::Error)]
 pub enum OciError {
@@ -113,7 +130,7 @@ pub enum OciError {
         path: PathBuf,
     },
     /// None for this machine.
-    #[error("{}: no image for {wanted}; it has {}", path.display(), have.join(", "))]
+    #[error("{}: no image for {wanted}; it has {}", path.display(), listed(have))]
     NoPlatform {
         /// The layout or archive.
         path: PathBuf,
@@ -123,7 +140,7 @@ pub enum OciError {
         have: Vec<String>,
     },
     /// The wanted name is not there.
-    #[error("{}: holds no image {wanted}; it has {}", path.display(), have.join(", "))]
+    #[error("{}: holds no image {wanted}; it has {}", path.display(), listed(have))]
     NoSuchImage {
         /// The layout or archive.
         path: PathBuf,
@@ -134,7 +151,7 @@ pub enum OciError {
     },
     /// Several images and none chosen.
     #[error(
-        "{path} holds several images; choose one by {path}:NAME: {}", have.join(", "),
+        "{path} holds several images; choose one by {path}:NAME: {}", listed(have),
         path = path.display()
     )]
     Ambiguous {
@@ -144,7 +161,7 @@ pub enum OciError {
         have: Vec<String>,
     },
     /// Indexes within indexes.
-    #[error("{file}: indexes are nested too deeply")]
+    #[error("{file}: indexes are nested too deeply, or too many")]
     TooDeep {
         /// The innermost.
         file: String,

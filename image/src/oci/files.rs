@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
-use super::error::OciError;
+use super::error::{OciError, harmless};
 use crate::decode::{Compression, decode};
 use crate::erofs::MAX_PATH;
 use crate::tar::{Kind, Seekable, TarError, TarReader, show};
@@ -168,8 +168,8 @@ impl Files {
     /// How messages name a file: its path, or the archive and the name within.
     pub fn describe(&self, name: &str) -> String {
         match self {
-            Self::Directory(directory) => directory.join(name).display().to_string(),
-            Self::Archive { path, .. } => format!("{} in {}", name, path.display()),
+            Self::Directory(directory) => directory.join(harmless(name)).display().to_string(),
+            Self::Archive { path, .. } => format!("{} in {}", harmless(name), path.display()),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::error::OciError;
 use super::files::Slice;
-use super::manifest::{Documents, for_this_machine, read_image};
+use super::manifest::{Documents, Search, for_this_machine, read_image};
 use super::spec::{Descriptor, MAX_MANIFEST, Manifest};
 use super::{Found, Packed, Source, here};
 use crate::digest::Digest;
@@ -37,15 +37,15 @@ pub fn open(source: &Source<'_>) -> Result<Found, OciError> {
         let have = entries.iter().map(label).collect();
         return Err(OciError::NoSuchImage { path: path(), wanted: wanted.to_owned(), have });
     }
-    let mut have = Vec::new();
+    let mut search = Search::default();
     let mut candidates: Vec<Candidate> = Vec::new();
     for top in named {
-        if let Some(manifest) = for_this_machine(source, top, 0, &mut have)? {
+        if let Some(manifest) = for_this_machine(source, top, 0, &mut search)? {
             candidates.push(Candidate { top: top.clone(), manifest });
         }
     }
     let Some(first) = candidates.first() else {
-        return Err(OciError::NoPlatform { path: path(), wanted: here(), have });
+        return Err(OciError::NoPlatform { path: path(), wanted: here(), have: search.have });
     };
     if candidates.iter().any(|other| other.manifest.digest != first.manifest.digest) {
         let have = candidates.iter().map(|candidate| label(&candidate.top)).collect();

@@ -7,8 +7,10 @@ use super::spec::{ConfigFile, Descriptor, MAX_CONFIG, MAX_MANIFEST, Manifest};
 use super::{Found, Packed, Parts, here, join};
 use crate::digest::Digest;
 
-/// Most indexes on the way to a manifest.
+/// Most indexes on the way to a manifest, and most that are looked into for one image: one that is in itself many times over
+/// would lead on without end.
 const MAX_DEPTH: usize = 4;
+const MAX_INDEXES: usize = 64;
 
 /// Where documents and layers are found by their descriptors.
 pub trait Documents {
@@ -23,25 +25,34 @@ pub fn parse<T: serde::de::DeserializeOwned>(file: &str, bytes: &[u8]) -> Result
     serde_json::from_slice(bytes).map_err(|source| OciError::Json { file: file.to_owned(), source })
 }
 
-/// The manifest that an entry stands for on this machine, if it has one. What it has for others comes into `have`.
+/// What has been seen on the way.
+#[derive(Debug, Default)]
+pub struct Search {
+    /// Platforms of other machines.
+    pub have: Vec<String>,
+    indexes: usize,
+}
+
+/// The manifest that an entry stands for on this machine, if it has one.
 pub fn for_this_machine(
     documents: &dyn Documents,
     entry: &Descriptor,
     depth: usize,
-    have: &mut Vec<String>,
+    search: &mut Search,
 ) -> Result<Option<Descriptor>, OciError> {
     if let Some(platform) = entry.platform.as_ref().filter(|platform| !platform.runs_here()) {
-        have.push(platform.to_string());
+        search.have.push(platform.to_string());
         return Ok(None);
     }
     if !is_index(entry) {
         return Ok(Some(entry.clone()));
     }
-    if depth == MAX_DEPTH {
+    search.indexes += 1;
+    if depth == MAX_DEPTH || search.indexes > MAX_INDEXES {
         return Err(OciError::TooDeep { file: entry.digest.clone() });
     }
     let (name, bytes) = documents.document(entry, MAX_MANIFEST, true)?;
-    best_of(documents, parse(&name, &bytes)?, depth, have)
+    best_of(documents, parse(&name, &bytes)?, depth, search)
 }
 
 /// The best of an index's entries for this machine.
@@ -49,7 +60,7 @@ fn best_of(
     documents: &dyn Documents,
     index: Manifest,
     depth: usize,
-    have: &mut Vec<String>,
+    search: &mut Search,
 ) -> Result<Option<Descriptor>, OciError> {
     let mut best: Option<(u8, Descriptor)> = None;
     for inner in index.manifests.unwrap_or_default() {
@@ -57,7 +68,7 @@ fn best_of(
         if best.as_ref().is_some_and(|(least, _)| *least <= rank) {
             continue;
         }
-        if let Some(found) = for_this_machine(documents, &inner, depth + 1, have)? {
+        if let Some(found) = for_this_machine(documents, &inner, depth + 1, search)? {
             best = Some((rank, found));
         }
     }
@@ -82,8 +93,9 @@ pub fn select(
     if parsed.manifests.is_none() {
         return Ok((digest, top));
     }
-    let mut have = Vec::new();
-    let chosen = best_of(documents, parsed, 0, &mut have)?;
+    let mut search = Search::default();
+    let chosen = best_of(documents, parsed, 0, &mut search)?;
+    let have = search.have;
     let path = PathBuf::from(place);
     let chosen = chosen.ok_or_else(|| match have.is_empty() {
         true => OciError::Empty { path: path.clone() },

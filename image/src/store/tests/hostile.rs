@@ -507,6 +507,25 @@ fn documents_that_lie_are_refused_by_name() {
     assert!(broken("negative", &|image| image["size"] = json!(-1)).contains("index.json"));
     assert!(broken("digest", &|image| image["digest"] = json!("sha256:../../../etc/passwd")).contains("digest"));
     assert!(broken("other", &|image| image["digest"] = json!("md5:00")).contains("only sha256"));
+    // An index of a hundred others, each of them of a hundred others: a million ways to nothing.
+    let mut layout = Layout::new();
+    let mut descriptor = layout.blob("application/octet-stream", b"\x1b[2J".to_vec());
+    descriptor["platform"] = json!({"os": "linux", "architecture": "\u{1b}[2J"});
+    for depth in 0..3 {
+        descriptor = layout.index(&vec![descriptor; if depth == 0 { 1000 } else { 100 }]);
+    }
+    layout.entry(descriptor, json!({}));
+    let start = Instant::now();
+    let error = place.error(&place.layout("indexes", &layout));
+    assert!(error.contains("indexes are nested too deeply, or too many"), "{error}");
+    assert!(start.elapsed() < Duration::from_secs(30));
+    let mut layout = Layout::new();
+    let mut other = layout.blob("application/octet-stream", b"x".to_vec());
+    other["platform"] = json!({"os": "linux", "architecture": "\u{1b}[2J"});
+    let index = layout.index(&vec![other; 5000]);
+    layout.entry(index, json!({}));
+    let error = place.error(&place.layout("platforms", &layout));
+    assert!(error.len() < 1000 && !error.contains('\x1b') && error.contains("no image for"), "{error}");
     let deep = place.path("deep");
     Layout::new().write(&deep);
     fs::write(deep.join("index.json"), "[".repeat(100_000)).unwrap();
