@@ -34,7 +34,7 @@ mod remove;
 mod render;
 pub(crate) mod scratch;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod tree;
 mod verify;
 

@@ -3,11 +3,12 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
+use std::path::Path;
 
 use super::Store;
 use super::error::{StoreError, at};
 use super::records::names_in;
-use super::scratch::{Scratch, sweep};
+use super::scratch::{discard, sweep};
 use crate::digest::Digest;
 use crate::reference::Reference;
 
@@ -104,9 +105,8 @@ impl Store {
 
     /// Takes an image out of sight by one rename, then removes it.
     fn remove_image(&self, id: &Digest) -> Result<(), StoreError> {
-        let (tmp, place) = (self.tmp(), self.image_directory(id));
-        let scratch = Scratch::directory(&tmp).map_err(at(&tmp))?;
-        fs::rename(&place, scratch.path().join("image")).map_err(at(place))
+        let place = self.image_directory(id);
+        discard(&self.tmp(), &place).map_err(at(place))
     }
 
     fn collect(&self, uses: &Uses) -> Result<Collected, StoreError> {
@@ -132,14 +132,28 @@ impl Store {
             if needed.contains(&diff_id) {
                 continue;
             }
-            let path = self.blobs().join(&file);
-            if extension == "erofs" {
+            // A layer is never without its record: it goes first.
+            let path = self.blob_path(&diff_id);
+            if let Some(bytes) = remove_file(&path)? {
                 collected.layers += 1;
-                collected.bytes += fs::metadata(&path).map_err(at(&path))?.len();
+                collected.bytes += bytes;
             }
-            fs::remove_file(&path).map_err(at(&path))?;
+            if extension != "erofs" {
+                let record = self.blobs().join(&file);
+                remove_file(&record)?;
+            }
         }
         self.remove_trees(|layer| needed.contains(layer))?;
         Ok(collected)
+    }
+}
+
+/// Removes a file that may be gone already. Returns its size.
+fn remove_file(path: &Path) -> Result<Option<u64>, StoreError> {
+    let removed = fs::metadata(path).and_then(|metadata| fs::remove_file(path).map(|()| metadata.len()));
+    match removed {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(at(path)(error)),
     }
 }

@@ -74,8 +74,7 @@ impl Scratch {
 
     fn new(tmp: &Path, create: impl Fn(&Path) -> io::Result<File>) -> io::Result<Self> {
         loop {
-            let name = format!("{:016x}", RandomState::new().build_hasher().finish());
-            let path = tmp.join(name);
+            let path = tmp.join(new_name());
             let file = match create(&path) {
                 Ok(file) => file,
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
@@ -137,6 +136,20 @@ impl Drop for Scratch {
 fn remove(path: &Path) {
     let is_directory = fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir());
     let _ = if is_directory { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+}
+
+/// Takes something out of sight at one stroke and removes it. Needs no room on the disk: it may be full, and this the cure.
+pub fn discard(tmp: &Path, path: &Path) -> io::Result<()> {
+    let hidden = tmp.join(new_name());
+    fs::rename(path, &hidden)?;
+    // What a sweeper is faster to remove is gone as well.
+    remove(&hidden);
+    Ok(())
+}
+
+/// A name that nothing else in `tmp` has.
+fn new_name() -> String {
+    format!("{:016x}", RandomState::new().build_hasher().finish())
 }
 
 /// Writes a small file so that it is there wholly or not at all.

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use super::Store;
 use super::error::{StoreError, at};
-use super::scratch::Scratch;
+use super::scratch::{Scratch, discard};
 use crate::digest::Digest;
 use crate::erofs;
 
@@ -46,8 +46,7 @@ impl Store {
             if Digest::from_hex(&name).is_ok_and(|layer| is_needed(&layer)) {
                 continue;
             }
-            let scratch = Scratch::directory(&tmp).map_err(at(&tmp))?;
-            fs::rename(trees.join(&name), scratch.path().join("tree")).map_err(at(&trees))?;
+            discard(&tmp, &trees.join(&name)).map_err(at(&trees))?;
             removed += 1;
         }
         Ok(removed)

@@ -199,6 +199,30 @@ fn a_fetch_that_is_killed_leaves_a_clean_store_and_whole_layers_stay() {
     place.assert_clean();
 }
 
+#[test]
+fn a_fetch_may_be_killed_at_every_step_and_the_next_one_goes_on() {
+    let (content, _) = Content::image(Packing::Gzip, &[layer("small"), noise_layer(50, 5 << 20)]);
+    let server = content.serve();
+    let name = format!("{}/app", server.host());
+    let place = Place::new();
+    let environment = [("PODVM_TEST_STORE", place.store.root()), ("PODVM_TEST_NAME", name.as_ref())];
+    let unused = || Ok(crate::Uses::default());
+    let deaths = crate::store::tests::steps::killed_at_every_step(
+        "registry::tests::transfer::fetcher_that_is_killed",
+        &environment,
+        || {},
+        |when| {
+            let problems = place.store.verify(false).unwrap();
+            assert!(problems.is_empty(), "{when}: {problems:?}");
+            assert_eq!(place.fetch(&name).unwrap().layers, 2, "{when}");
+            place.assert_clean();
+            assert!(partial(&place).is_empty(), "{when}");
+            place.store.remove(&name, &unused).unwrap();
+        },
+    );
+    assert!(deaths.is_none_or(|deaths| deaths > 30), "{deaths:?}");
+}
+
 /// An image of one layer that is large enough for its parts to be kept.
 fn very_large() -> (Content, Digest) {
     let (content, layers) = Content::image(Packing::Plain, &[noise_layer(50, 5 << 20)]);

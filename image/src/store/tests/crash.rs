@@ -107,7 +107,7 @@ fn a_kill_at_any_moment_leaves_a_clean_store() {
 }
 
 #[test]
-fn a_full_disk_is_named_and_leaves_nothing() {
+fn a_disk_that_is_full_at_any_moment_is_named_and_leaves_nothing() {
     use nix::mount::{MsFlags, mount};
     use nix::sched::{CloneFlags, unshare};
     // Of this thread only: the mount vanishes with it.
@@ -117,15 +117,35 @@ fn a_full_disk_is_named_and_leaves_nothing() {
     }
     let none: Option<&str> = None;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+    let elsewhere = tempfile::tempdir().unwrap();
+    let big = crate::tar::builder::archive(&[crate::tar::builder::Member::file("f", vec![7; 1 << 20])]);
+    layout("1", Packing::Zstd, &[layer("first"), big]).write(elsewhere.path());
     let directory = tempfile::tempdir().unwrap();
-    mount(Some("small"), directory.path(), Some("tmpfs"), MsFlags::empty(), Some("size=2m")).unwrap();
+    mount(Some("small"), directory.path(), Some("tmpfs"), MsFlags::empty(), Some("size=8m")).unwrap();
     let store = Store::open(directory.path().join("images")).unwrap();
     let place = Place { directory, store };
-    let elsewhere = tempfile::tempdir().unwrap();
-    let big = crate::tar::builder::archive(&[crate::tar::builder::Member::file("f", vec![7; 4 << 20])]);
-    layout("1", Packing::Zstd, &[layer("fits"), big]).write(elsewhere.path());
-    let error = place.error(elsewhere.path());
-    assert!(error.contains("No space left on device"), "{error}");
-    place.simple("app", "small enough");
+    // Less room each time, by space and by the number of files, down to none: it ends at every step of an import.
+    let mut failed = 0;
+    let rooms = (0..110).map(|step| format!("size={}k", 1760 - 16 * step));
+    for room in rooms.chain((15..45).map(|files| format!("size=8m,nr_inodes={files}"))) {
+        mount(none, place.directory.path(), none, MsFlags::MS_REMOUNT, Some(room.as_str())).unwrap();
+        match place.import(elsewhere.path()) {
+            Ok(_) => {
+                place.assert_clean();
+                let id = place.store.list().unwrap()[0].id;
+                place.store.remove(&id.to_string(), &unused).unwrap();
+            }
+            Err(error) => {
+                assert!(error.to_string().contains("No space left on device"), "{room}: {error}");
+                place.assert_empty();
+                failed += 1;
+            }
+        }
+        place.settle(&room);
+    }
+    assert!(failed > 60, "{failed} of them failed");
+    mount(none, place.directory.path(), none, MsFlags::MS_REMOUNT, Some("size=8m,nr_inodes=1000")).unwrap();
+    assert_eq!(place.import(elsewhere.path()).unwrap().layers, 2);
+    place.assert_clean();
     nix::mount::umount(place.directory.path()).unwrap();
 }

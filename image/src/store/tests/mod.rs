@@ -8,6 +8,7 @@ mod import;
 mod lookup;
 mod removal;
 mod render;
+pub(crate) mod steps;
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
@@ -81,6 +82,18 @@ impl Place {
         assert_eq!(fs::read_dir(self.store.tmp()).unwrap().count(), 0);
         let problems = self.store.verify(false).unwrap();
         assert!(problems.is_empty(), "{problems:?}");
+    }
+
+    /// Collects until there is nothing more to be collected. Once would do, if other tests did not start processes meanwhile: until
+    /// those are programs of their own, they hold all locks of this one.
+    fn settle(&self, when: &str) {
+        for _ in 0..20 {
+            if self.store.gc(&unused).unwrap() == Collected::default() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        panic!("{when}: there is always something to collect");
     }
 
     fn blobs(&self) -> usize {
