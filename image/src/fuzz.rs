@@ -178,8 +178,11 @@ pub fn appc_manifest(bytes: &[u8]) {
     }
 }
 
+/// Takes any bytes and returns.
+pub type Body = fn(&[u8]);
+
 /// All of them, by the names of the folders with their seeds.
-pub const ALL: [(&str, fn(&[u8])); 7] = [
+pub const ALL: [(&str, Body); 7] = [
     ("tar_to_erofs", tar_to_erofs),
     ("damaged_erofs", damaged_erofs),
     ("oci_documents", oci_documents),
