@@ -12,7 +12,7 @@ use clap::{Parser, Subcommand};
 use crate::commands::run::AppArgs;
 use crate::commands::{
     attach, cat_manifest, completion, cp, doctor, exec, export, gc, image, list, logs, man, pause, rm, run, stats,
-    status, stop, top, version,
+    status, stop, top, trust, version,
 };
 
 /// What separates the apps of a pod.
@@ -94,6 +94,9 @@ pub enum Command {
     /// Import, list and remove images
     #[command(subcommand)]
     Image(image::ImageCommand),
+    /// Say whose appc images may run: add, list and remove keys
+    #[command(subcommand)]
+    Trust(trust::TrustCommand),
     /// Check what this host can do
     Doctor(doctor::DoctorArgs),
     /// Show versions
@@ -281,6 +284,25 @@ mod tests {
             assert!(message.contains(part), "{text}: {message}");
             assert_eq!(message.lines().count(), 1, "{message}");
             assert!(!message.contains("error:"), "{message}");
+        }
+    }
+
+    #[test]
+    fn keys_are_trusted_for_a_prefix_or_for_all_images() {
+        for text in [
+            "podvm trust add --root key.asc",
+            "podvm trust add key.asc --root",
+            "podvm --root /x trust add --root key.asc",
+            "podvm --root /x trust add --prefix a.example key.asc",
+            "podvm trust rm --root 6C6C33B5CA738FBD0663884E3DD9A6CD330FB593",
+        ] {
+            parse_text(text).unwrap();
+        }
+        for text in
+            ["podvm trust add key.asc", "podvm --root /x trust add key.asc", "podvm trust add --root --prefix a k"]
+        {
+            let message = parse_text(text).unwrap_err();
+            assert!(message.contains("--prefix"), "{message}");
         }
     }
 

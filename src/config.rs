@@ -4,12 +4,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use podvm_image::registry::RegistrySettings;
+use podvm_image::trust::PolicyFile;
 use podvm_net::NetworkConfig;
 use podvm_pod::PodsRoot;
 use podvm_pod::stage1::Stage1Choice;
 use serde::Deserialize;
 
 use crate::cli::GlobalArgs;
+use crate::commands::image::registries::InsecureOption;
 use crate::rootless;
 
 const DEFAULT_CONFIG: &str = "/etc/podvm/config.toml";
@@ -17,6 +19,11 @@ const DEFAULT_ROOT: &str = "/var/lib/podvm";
 /// Where an ordinary user's files are, below what the user's environment names (XDG Base Directory Specification).
 const USER_CONFIG: &str = "podvm/config.toml";
 const USER_ROOT: &str = "podvm";
+/// Where keys are that may sign appc images: those that packages bring, and this host's.
+const TRUSTED_KEYS: [&str; 2] = ["/usr/lib/podvm/trustedkeys", "/etc/podvm/trustedkeys"];
+const USER_TRUSTED_KEYS: &str = "podvm/trustedkeys";
+/// What OCI images are held against, in `~/.config` or /etc: podman's file.
+const POLICY: &str = "containers/policy.json";
 
 /// Why there is no configuration.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +78,30 @@ struct ConfigFile {
     network: NetworkConfig,
     /// Where images are fetched from.
     registries: RegistrySettings,
+    /// Whose images are trusted.
+    trust: TrustFile,
+    /// Checks that are left out unless the command line says otherwise.
+    #[serde(rename = "insecure-options")]
+    insecure_options: Vec<InsecureOption>,
+}
+
+/// The `[trust]` table.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+struct TrustFile {
+    /// Folders of keys that may sign appc images; the last is the one that is written to.
+    keys: Option<Vec<PathBuf>>,
+    /// What other images are held against, containers-policy.json(5).
+    policy: Option<PathBuf>,
+}
+
+/// Whose images are trusted.
+#[derive(Debug, Clone)]
+pub struct TrustSettings {
+    /// Folders of keys that may sign appc images; the last is the one that is written to.
+    pub keys: Vec<PathBuf>,
+    /// What other images are held against.
+    pub policy: PolicyFile,
 }
 
 /// All settings, resolved.
@@ -92,6 +123,10 @@ pub struct Config {
     pub is_unprivileged: bool,
     /// Where images are fetched from.
     pub registries: RegistrySettings,
+    /// Whose images are trusted.
+    pub trust: TrustSettings,
+    /// Checks that are left out unless the command line says otherwise.
+    pub insecure_options: Vec<InsecureOption>,
 }
 
 impl Config {
@@ -132,6 +167,8 @@ impl Config {
             network: file.network,
             is_unprivileged,
             registries: file.registries,
+            trust: trust_settings(file.trust, is_unprivileged)?,
+            insecure_options: file.insecure_options,
         })
     }
 
@@ -144,6 +181,25 @@ impl Config {
     pub fn pods(&self) -> PodsRoot {
         PodsRoot::new(&self.root)
     }
+}
+
+fn trust_settings(file: TrustFile, is_unprivileged: bool) -> Result<TrustSettings, ConfigError> {
+    let keys = file.keys.unwrap_or_else(|| {
+        let own = user_folder("XDG_CONFIG_HOME", ".config").filter(|_| is_unprivileged);
+        let own = own.map(|folder| folder.join(USER_TRUSTED_KEYS));
+        TRUSTED_KEYS.iter().map(PathBuf::from).chain(own).collect()
+    });
+    let keys = keys.into_iter().map(|folder| absolute("trust.keys", folder)).collect::<Result<_, _>>()?;
+    let policy = match file.policy {
+        Some(path) => PolicyFile { paths: vec![absolute("trust.policy", path)?], is_required: true },
+        None => {
+            let home = std::env::var_os("HOME").map(PathBuf::from).filter(|home| home.is_absolute());
+            let own = home.map(|home| home.join(".config").join(POLICY));
+            let paths = own.into_iter().chain([Path::new("/etc").join(POLICY)]).collect();
+            PolicyFile { paths, is_required: false }
+        }
+    };
+    Ok(TrustSettings { keys, policy })
 }
 
 fn parse(text: &str) -> Result<ConfigFile, String> {
@@ -215,6 +271,22 @@ mod tests {
             ("[registries]\nsearch = [\"Not a place\"]", "\"Not a place\""),
             ("[registries.hosts.\"docker.io\"]\nmirrors = [\"mirror\"]", "\"mirror\" is no HOST"),
             ("[registries.hosts.\"docker.io\"]\ninsecure = [\"all\"]", "all"),
+        ] {
+            let message = load(text).unwrap_err().to_string();
+            assert!(message.contains(part), "{message}");
+        }
+    }
+
+    #[test]
+    fn checks_are_left_out_by_name_only() {
+        let config = load("insecure-options = [\"image\"]\n[trust]\npolicy = \"/p.json\"\nkeys = [\"/k\"]\n").unwrap();
+        assert_eq!(config.insecure_options, [InsecureOption::Image]);
+        assert_eq!((config.trust.keys, config.trust.policy.is_required), (vec!["/k".into()], true));
+        for (text, part) in [
+            ("insecure-options = [\"images\"]", "\"images\""),
+            ("[trust]\npolicy = \"p.json\"", "absolute"),
+            ("[trust]\nkeys = [\"k\"]", "absolute"),
+            ("[trust]\npolice = \"/p.json\"", "police"),
         ] {
             let message = load(text).unwrap_err().to_string();
             assert!(message.contains(part), "{message}");

@@ -21,6 +21,7 @@ pub mod stop;
 pub mod summary;
 pub mod target;
 pub mod top;
+pub mod trust;
 pub mod version;
 
 use anyhow::Result;
@@ -63,6 +64,7 @@ pub fn run_command(cli: Cli) -> Result<u8> {
         Command::Rm(args) => rm::run(&args, &as_root()?),
         Command::Gc(args) => gc::run(&args, &as_root()?),
         Command::Image(command) => image::run(&command, &as_root()?),
+        Command::Trust(command) => trust::run(&command, &config()?),
         Command::Doctor(args) => doctor::run(&args, &config()?),
         // These work where the configuration is broken.
         Command::Version(args) => version::run(&args),

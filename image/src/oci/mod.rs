@@ -27,6 +27,7 @@ pub use spec::{ImageConfig, ImageHealthcheck, MAX_CONFIG, MAX_LAYERS, MAX_MANIFE
 use crate::digest::Digest;
 use crate::reference::Reference;
 use crate::registry::RemoteBlob;
+use crate::store::Transport;
 
 /// Which form a path is to be read in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,6 +56,8 @@ pub struct Found {
     pub layers: Vec<FoundLayer>,
     /// The names it has where it was found.
     pub names: Vec<Reference>,
+    /// As which form it was found, unless at a registry.
+    pub(crate) transport: Transport,
 }
 
 /// A layer, still packed.
@@ -123,9 +126,15 @@ fn open_files(files: &Files, path: &Path, format: Format, filter: Option<&str>) 
     let source = Source { path, files, filter };
     let is_oci = files.find("index.json")?.is_some();
     let is_docker = files.find("manifest.json")?.is_some();
+    let transport = match files {
+        Files::Directory(_) => Transport::Oci,
+        Files::Archive { .. } => Transport::OciArchive,
+    };
     match format {
-        Format::Any | Format::Oci if is_oci => layout::open(&source),
-        Format::Any | Format::Docker if is_docker => docker::open(&source),
+        Format::Any | Format::Oci if is_oci => Ok(Found { transport, ..layout::open(&source)? }),
+        Format::Any | Format::Docker if is_docker => {
+            Ok(Found { transport: Transport::DockerArchive, ..docker::open(&source)? })
+        }
         _ => Err(OciError::NotAnImage { path: path.to_owned() }),
     }
 }
@@ -196,7 +205,7 @@ fn join(place: &str, parts: Parts) -> Result<Found, OciError> {
             Ok(FoundLayer { diff_id, digest, packed, file })
         })
         .collect::<Result<_, OciError>>()?;
-    Ok(Found { id, manifest_digest, manifest, config, config_file, layers, names })
+    Ok(Found { id, manifest_digest, manifest, config, config_file, layers, names, transport: Transport::Oci })
 }
 
 /// This machine's platform.

@@ -18,6 +18,7 @@ mod http;
 mod image;
 mod repository;
 mod settings;
+mod signatures;
 #[cfg(test)]
 pub(crate) mod tests;
 mod url;

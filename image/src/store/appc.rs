@@ -272,7 +272,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::NotAppc`] and [`StoreError::Rendered`] for images that have no archive of their own.
     pub fn export_aci(&self, wanted: &str, output: &mut dyn io::Write) -> Result<(), StoreError> {
-        let image = self.resolve(wanted)?;
+        let image = self.hold(wanted)?;
         let appc = image.appc.as_ref().ok_or_else(|| StoreError::NotAppc(wanted.to_owned()))?;
         let [layer] = image.layers.as_slice() else { return Err(StoreError::Rendered(wanted.to_owned())) };
         if layer.diff_id != root_layer(&appc.id) {

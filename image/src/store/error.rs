@@ -8,7 +8,7 @@ use crate::digest::Digest;
 use crate::erofs::{BuildError, FindError, UnpackError};
 use crate::oci::OciError;
 use crate::registry::RegistryError;
-use crate::trust::TrustError;
+use crate::trust::{PolicyError, Refused, TrustError};
 
 /// Most images, each placed upon the next.
 pub(super) const MAX_DEPENDENCIES: usize = 32;
@@ -114,6 +114,12 @@ pub enum StoreError {
     /// The image cannot be read where it is.
     #[error(transparent)]
     Oci(#[from] OciError),
+    /// The policy cannot be used.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
+    /// The policy does not take the image.
+    #[error(transparent)]
+    Refused(Box<Refused>),
     /// A registry does not give the image.
     #[error(transparent)]
     Registry(#[from] Box<RegistryError>),

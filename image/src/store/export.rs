@@ -79,7 +79,7 @@ impl Store {
     }
 
     fn write_layout(&self, wanted: &str, place: &Path, packing: LayerPacking) -> Result<Exported, StoreError> {
-        let image = self.resolve(wanted)?;
+        let image = self.hold(wanted)?;
         let blobs = place.join("blobs/sha256");
         fs::create_dir_all(&blobs).map_err(at(&blobs))?;
         let (mut diff_ids, mut layers) = (Vec::new(), Vec::new());

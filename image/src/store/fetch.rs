@@ -6,6 +6,7 @@
 use super::Store;
 use super::error::{StoreError, at};
 use super::import::{Imported, MAX_WORKERS, Work};
+use super::origins::{Origin as ImageOrigin, Source};
 use super::records::NameRecord;
 use super::scratch::sweep;
 use crate::digest::Digest;
@@ -13,6 +14,7 @@ use crate::erofs::Limits;
 use crate::progress::Progress;
 use crate::reference::Reference;
 use crate::registry::{Registries, RegistryError};
+use crate::trust::Identity;
 
 /// How an image is to be fetched.
 #[derive(Debug, Clone, Default)]
@@ -77,22 +79,45 @@ impl Store {
         options: &FetchOptions,
         progress: &dyn Progress,
     ) -> Result<Imported, StoreError> {
-        let remote = registries.remote(name)?;
         let stored = name.stored();
+        let policy = self.policy()?;
+        let source = Source::Registry { name: stored.clone() };
+        let wants_signatures =
+            policy.as_ref().is_some_and(|policy| policy.wants_signatures(&Identity::of_registry(name)));
+        // What is rejected whoever has signed it is not asked for.
+        if let Some(policy) = policy.as_ref().filter(|_| !wants_signatures) {
+            ImageOrigin::unsigned(source.clone()).check(policy, &name.to_string())?;
+        }
+        let remote = registries.remote(name)?;
+        let check = |digests: Vec<Digest>| {
+            let mut origin = ImageOrigin { digests, ..ImageOrigin::unsigned(source.clone()) };
+            if let Some(policy) = policy.as_ref().filter(|_| wants_signatures) {
+                for digest in &origin.digests {
+                    origin.signatures.extend(remote.signatures(digest)?);
+                }
+                origin.check(policy, &name.to_string())?;
+            }
+            Ok::<_, StoreError>(origin)
+        };
         // What is stored under the name may be what the registry has: then its digest is all that is asked for.
         if let Some(record) = self.name_record(&stored)?
             && record.digest.is_some()
             && let Some(imported) = self.if_complete(&stored, &record.id)?
             && remote.digest()? == record.digest
         {
+            if wants_signatures {
+                let manifest = self.image_record(&record.id)?.and_then(|image| image.manifest_digest);
+                self.keep_origin(&record.id, &check(different(manifest, record.digest))?)?;
+            }
             return Ok(imported);
         }
         let tmp = self.tmp();
         sweep(&tmp).map_err(at(&tmp))?;
         let _importing = self.importing()?;
         let (found, digest) = remote.open()?;
+        let origin = check(different(found.manifest_digest, Some(digest)))?;
         let work = Work { limits: &options.limits, most_workers: MAX_WORKERS, progress };
-        self.store_found(&found, vec![stored], Some(digest), &work)
+        self.store_found(&found, vec![stored], Some(digest), &origin, &work)
     }
 
     /// A stored image, if all of its layers are.
@@ -109,6 +134,11 @@ impl Store {
         let (layers, present) = (unique.len(), unique.len());
         Ok(Some(Imported { id: *id, names: vec![name.clone()], size: record.size, layers, present, appc: None }))
     }
+}
+
+/// An image's manifest and what led to it, which may be the same.
+fn different(manifest: Option<Digest>, top: Option<Digest>) -> Vec<Digest> {
+    manifest.into_iter().chain(top.filter(|top| manifest != Some(*top))).collect()
 }
 
 /// Whether the name may be had elsewhere.

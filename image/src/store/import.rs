@@ -10,6 +10,7 @@ use std::thread;
 
 use super::Store;
 use super::error::{StoreError, at};
+use super::origins::{Origin, Source};
 use super::records::{AppcRecord, ImageRecord, to_bytes};
 use super::scratch::{Scratch, sweep, sync_directory, write_atomically};
 use crate::digest::Digest;
@@ -79,7 +80,10 @@ impl Store {
         progress: &dyn Progress,
     ) -> Result<Imported, StoreError> {
         let (path, choice) = split_choice(path);
-        self.import_found(options, progress, |scratch| oci::open(&path, options.format, choice.as_deref(), scratch))
+        let whole = std::path::absolute(&path).map_err(at(&path))?;
+        let open =
+            |scratch: &dyn Fn() -> io::Result<File>| oci::open(&path, options.format, choice.as_deref(), scratch);
+        self.import_found(options, progress, Some(&whole), choice.clone(), open)
     }
 
     /// Imports the only image of an archive that arrives as a stream. `name` is what messages call it.
@@ -90,33 +94,45 @@ impl Store {
         options: &ImportOptions,
         progress: &dyn Progress,
     ) -> Result<Imported, StoreError> {
-        self.import_found(options, progress, |scratch| oci::open_stream(stream, name.as_ref(), options.format, scratch))
+        let open =
+            |scratch: &dyn Fn() -> io::Result<File>| oci::open_stream(stream, name.as_ref(), options.format, scratch);
+        self.import_found(options, progress, None, None, open)
     }
 
     fn import_found(
         &self,
         options: &ImportOptions,
         progress: &dyn Progress,
+        place: Option<&Path>,
+        chosen: Option<String>,
         open: impl FnOnce(&dyn Fn() -> io::Result<File>) -> Result<Found, OciError>,
     ) -> Result<Imported, StoreError> {
+        let what = place.map_or_else(|| "from standard input".to_owned(), |place| place.display().to_string());
         let tmp = self.tmp();
         sweep(&tmp).map_err(at(&tmp))?;
         let _importing = self.importing()?;
         let found = open(&|| Scratch::file(&tmp).and_then(Scratch::anonymous))?;
+        let origin = Origin {
+            digests: found.manifest_digest.into_iter().collect(),
+            ..Origin::unsigned(Source::Path { transport: found.transport, path: place.map(Path::to_owned), chosen })
+        };
+        self.check_origin(&origin, &what)?;
         let names: Vec<Reference> = match &options.name {
             Some(name) => vec![name.without_digest()],
             None => found.names.iter().map(Reference::without_digest).collect(),
         };
         let cpus = thread::available_parallelism().map_or(1, NonZero::get);
-        self.store_found(&found, names, None, &Work { limits: &options.limits, most_workers: cpus, progress })
+        self.store_found(&found, names, None, &origin, &Work { limits: &options.limits, most_workers: cpus, progress })
     }
 
-    /// Stores an image that has been found, under these names, which stood for `digest` where it was found.
+    /// Stores an image that has been found, under these names, which stood for `digest` where it was found. It must have been held
+    /// against the policy.
     pub(super) fn store_found(
         &self,
         found: &Found,
         names: Vec<Reference>,
         digest: Option<Digest>,
+        origin: &Origin,
         work: &Work<'_>,
     ) -> Result<Imported, StoreError> {
         let (layers, present) = self.store_layers(&found.layers, work)?;
@@ -129,6 +145,7 @@ impl Store {
             ..ImageRecord::new(found.id, &config.platform, config.created.clone(), size, diff_ids)
         };
         self.store_image(&record, &found.config, &found.manifest)?;
+        self.keep_origin(&found.id, origin)?;
         for name in &names {
             self.set_name(name, found.id, digest)?;
         }

@@ -89,8 +89,18 @@ pub struct ResolvedImage {
 }
 
 impl Store {
-    /// Finds an image and its layers, ready to run.
+    /// Finds an image and its layers, ready to run: one that the policy takes.
+    ///
+    /// # Errors
+    /// [`StoreError::Refused`], when the policy does not take it, and those of looking.
     pub fn resolve(&self, wanted: &str) -> Result<ResolvedImage, StoreError> {
+        let image = self.hold(wanted)?;
+        self.check_stored(wanted, &image)?;
+        Ok(image)
+    }
+
+    /// Finds an image and its layers, to look at.
+    pub(super) fn hold(&self, wanted: &str) -> Result<ResolvedImage, StoreError> {
         let hold = self.using()?;
         let id = self.find_id(wanted)?;
         let record = self.image_record(&id)?.ok_or_else(|| self.not_found(wanted))?;

@@ -6,6 +6,7 @@
 //! | `blobs/sha256/<diff id>.json` | size and digest of that file, for `verify` |
 //! | `trees/<diff id>/` | a layer's files, where the host cannot mount the EROFS image |
 //! | `images/<id>/image.json` | what running the image needs, named by its configuration's digest |
+//! | `images/<id>/origins.json` | where it has come from, and the signatures that have come with it |
 //! | `images/<id>/config.json`, `manifest.json` | configuration and manifest as they were |
 //! | `refs/<sha256 of the name>.json` | a name and the id it stands for |
 //! | `tmp/` | files in the making |
@@ -28,6 +29,7 @@ mod fetch;
 mod import;
 mod layer;
 mod lookup;
+mod origins;
 mod pipe;
 mod records;
 mod remove;
@@ -48,6 +50,7 @@ pub use export::{Exported, LayerPacking};
 pub use fetch::{FetchOptions, Origin};
 pub use import::{ImportOptions, Imported};
 pub use lookup::{Image, Layer, ResolvedImage, Step};
+pub(crate) use origins::Transport;
 pub use records::AppcRecord;
 pub use remove::{Collected, Removed, Uses};
 pub use render::{RenderOptions, What};
@@ -58,6 +61,7 @@ use scratch::Lock;
 
 use crate::digest::Digest;
 use crate::registry::DEFAULT_SEARCH;
+use crate::trust::PolicyFile;
 
 /// Where the store is when nothing else is said.
 pub const DEFAULT_ROOT: &str = "/var/lib/podvm/images";
@@ -68,12 +72,14 @@ pub struct Store {
     root: PathBuf,
     /// Places at which names without a registry are searched.
     search: Vec<String>,
+    /// What images are held against, if anything.
+    policy: Option<PolicyFile>,
 }
 
 impl Store {
     /// Opens the store at `root`, making it if need be.
     pub fn open(root: impl Into<PathBuf>) -> Result<Self, StoreError> {
-        let store = Self { root: root.into(), search: vec![DEFAULT_SEARCH.to_owned()] };
+        let store = Self { root: root.into(), search: vec![DEFAULT_SEARCH.to_owned()], policy: None };
         if let Some(parent) = store.root.parent() {
             fs::create_dir_all(parent).map_err(at(parent))?;
         }

@@ -17,7 +17,7 @@ use crate::oci::{ImageConfig, Platform};
 use crate::reference::Reference;
 
 /// Version of all records. A reader refuses what is newer than itself.
-const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 1;
 
 /// `images/<id>/image.json`.
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -49,7 +49,7 @@ impl Store {
     pub fn render(&self, wanted: &str, place: &Path, options: &RenderOptions) -> Result<Losses, StoreError> {
         // Of a link, what it leads to is meant; and a place may be called `.`.
         let place = &fs::canonicalize(place).unwrap_or_else(|_| place.to_owned());
-        let image = self.resolve(wanted)?;
+        let image = self.hold(wanted)?;
         let files = image
             .layers
             .iter()

@@ -133,6 +133,9 @@ impl Store {
         if actual != *id {
             problems.push(Problem::ConfigChanged { image: *id, actual });
         }
+        if let Err(error) = self.origins(id) {
+            problems.push(Problem::Record(error));
+        }
         for layer in record.layers {
             if self.stored_layer(&layer)?.is_none() {
                 problems.push(Problem::LayerMissing { image: *id, layer });

@@ -69,7 +69,7 @@ pub struct KeyDescription {
 pub struct SubkeyDescription {
     /// In upper-case hexadecimal digits.
     pub fingerprint: String,
-    /// Such as `EdDSALegacy`.
+    /// Such as `EdDSA`.
     pub algorithm: String,
     /// In seconds since 1970.
     pub created: u64,
@@ -151,7 +151,7 @@ impl PublicKey {
         let latest = own.iter().max_by_key(|signature| created(signature));
         KeyDescription {
             fingerprint: self.fingerprint(),
-            algorithm: format!("{:?}", self.key.primary_key.algorithm()),
+            algorithm: algorithm(&self.key.primary_key),
             created: self.created(),
             expires: latest.and_then(|signature| expiry(self.created(), signature)),
             is_revoked: self.is_revoked(),
@@ -165,7 +165,7 @@ impl PublicKey {
         let born = u64::from(subkey.key.created_at().as_secs());
         Some(SubkeyDescription {
             fingerprint: fingerprint(&subkey.key),
-            algorithm: format!("{:?}", subkey.key.algorithm()),
+            algorithm: algorithm(&subkey.key),
             created: born,
             expires: expiry(born, binding),
             can_sign: self.may_sign(subkey, binding),
@@ -329,6 +329,11 @@ impl Part<'_> {
 /// In upper-case hexadecimal digits.
 pub(super) fn fingerprint(key: &impl KeyDetails) -> String {
     format!("{:X}", key.fingerprint())
+}
+
+/// What kind of key it is.
+fn algorithm(key: &impl KeyDetails) -> String {
+    format!("{:?}", key.algorithm()).trim_end_matches("Legacy").to_owned()
 }
 
 /// Whether a signature names this key as its maker. One that names none is nobody's.

@@ -8,6 +8,7 @@ use podvm_image::{ImageSource, ImportOptions, Reference, Store};
 use serde::Serialize;
 
 use super::progress::Watch;
+use super::registries::InsecureArgs;
 use crate::output::{OutputArgs, print};
 
 const EXAMPLES: &str = "\
@@ -28,6 +29,9 @@ pub struct ImportArgs {
     /// Name to store the image under, instead of those it brings
     #[arg(long, value_name = "NAME")]
     pub name: Option<Reference>,
+    /// Checks to leave out.
+    #[command(flatten)]
+    pub insecure: InsecureArgs,
     /// Do not show how far it is
     #[arg(long, short)]
     pub quiet: bool,

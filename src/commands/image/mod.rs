@@ -23,6 +23,7 @@ use podvm_pod::PodsRoot;
 use podvm_pod::directory::{DirectoryError, PodState};
 
 use crate::config::Config;
+use registries::InsecureArgs;
 
 /// `podvm image …`.
 #[derive(Debug, clap::Subcommand)]
@@ -61,8 +62,8 @@ pub enum ImageCommand {
 pub fn run(command: &ImageCommand, config: &Config) -> Result<u8> {
     let store = open_store(config)?;
     match command {
-        ImageCommand::Fetch(args) => fetch::run(args, &store, config),
-        ImageCommand::Import(args) => import::run(args, &store),
+        ImageCommand::Fetch(args) => fetch::run(args, &checked(store, &args.registry.insecure, config), config),
+        ImageCommand::Import(args) => import::run(args, &checked(store, &args.insecure, config)),
         ImageCommand::List(args) => list::run(args, &store),
         ImageCommand::Inspect(args) => inspect::run(args, &store),
         ImageCommand::History(args) => history::run(args, &store),
@@ -80,6 +81,11 @@ pub fn run(command: &ImageCommand, config: &Config) -> Result<u8> {
 /// The store, with the configuration's rules for short names.
 pub fn open_store(config: &Config) -> Result<Store, StoreError> {
     Ok(Store::open(config.images())?.searching(config.registries.search.clone()))
+}
+
+/// The store for commands that bring images or run them: those are held against the host's policy, unless that check is left out.
+pub fn checked(store: Store, insecure: &InsecureArgs, config: &Config) -> Store {
+    if insecure.checks_images(config) { store.trusting(config.trust.policy.clone()) } else { store }
 }
 
 /// What pods that run, or are yet to, need of the store. What has ended needs nothing.

@@ -8,6 +8,8 @@ use std::str::FromStr;
 use podvm_image::Registries;
 use podvm_image::registry::{Credentials, Insecure, Patience, PullPolicy};
 
+use serde::Deserialize;
+
 use crate::config::Config;
 
 /// Options of every command that may fetch an image.
@@ -16,7 +18,16 @@ pub struct RegistryArgs {
     /// When to ask the registry for an image: new (if it is not stored), update (always) or never
     #[arg(long, value_name = "POLICY")]
     pub pull_policy: Option<PullPolicyArg>,
-    /// Checks to leave out: http (registries need no TLS), tls (their certificates are not checked), all or none
+    /// Checks to leave out.
+    #[command(flatten)]
+    pub insecure: InsecureArgs,
+}
+
+/// The option of every command that checks where images come from.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct InsecureArgs {
+    /// Checks to leave out: image (signatures, and policy.json), http (hosts need no TLS), tls (their certificates are not
+    /// checked), all or none [default: insecure-options of the configuration, which has none]
     #[arg(long, value_name = "CHECKS", value_delimiter = ',')]
     pub insecure_options: Vec<InsecureOption>,
 }
@@ -33,11 +44,14 @@ pub enum PullPolicyArg {
 }
 
 /// One word of `--insecure-options`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
 pub enum InsecureOption {
     /// Leaves out no check.
     None,
-    /// Leaves out one.
+    /// Leaves out the check of signatures.
+    Image,
+    /// Leaves out one of the connection.
     Only(Insecure),
     /// Leaves out all that there are.
     All,
@@ -45,14 +59,8 @@ pub enum InsecureOption {
 
 /// No check of that name.
 #[derive(Debug, thiserror::Error)]
-pub enum UnknownCheck {
-    /// One of rkt's that has no counterpart yet.
-    #[error("{0:?} leaves out the check of signatures, which is not built yet; use http, tls, all or none")]
-    NotBuilt(String),
-    /// No check at all.
-    #[error("there is no check {0:?}; use http, tls, all or none")]
-    Unknown(String),
-}
+#[error("there is no check {0:?} to leave out; use image, http, tls, all or none")]
+pub struct UnknownCheck(String);
 
 impl FromStr for InsecureOption {
     type Err = UnknownCheck;
@@ -60,12 +68,49 @@ impl FromStr for InsecureOption {
     fn from_str(text: &str) -> Result<Self, UnknownCheck> {
         match text {
             "none" => Ok(Self::None),
+            "image" => Ok(Self::Image),
             "http" => Ok(Self::Only(Insecure::Http)),
             "tls" => Ok(Self::Only(Insecure::Tls)),
             "all" => Ok(Self::All),
-            "image" | "pubkey" | "ondisk" => Err(UnknownCheck::NotBuilt(text.to_owned())),
-            _ => Err(UnknownCheck::Unknown(text.to_owned())),
+            _ => Err(UnknownCheck(text.to_owned())),
         }
+    }
+}
+
+impl TryFrom<String> for InsecureOption {
+    type Error = UnknownCheck;
+
+    fn try_from(text: String) -> Result<Self, UnknownCheck> {
+        text.parse()
+    }
+}
+
+impl InsecureArgs {
+    /// What was asked for, or what the configuration says when nothing was.
+    fn options<'a>(&'a self, config: &'a Config) -> &'a [InsecureOption] {
+        if self.insecure_options.is_empty() { &config.insecure_options } else { &self.insecure_options }
+    }
+
+    /// Whether signatures are checked.
+    pub fn checks_images(&self, config: &Config) -> bool {
+        let is_left_out = |option: &InsecureOption| matches!(option, InsecureOption::Image | InsecureOption::All);
+        !self.options(config).iter().any(is_left_out)
+    }
+
+    /// The registries, with which nobody has spoken yet.
+    pub fn registries(&self, config: &Config) -> Registries {
+        let mut insecure = Vec::new();
+        for option in self.options(config) {
+            match option {
+                InsecureOption::None | InsecureOption::Image => {}
+                InsecureOption::Only(check) => insecure.push(*check),
+                InsecureOption::All => insecure.extend([Insecure::Http, Insecure::Tls]),
+            }
+        }
+        let credentials = Credentials { files: credential_files(|name| env::var_os(name)) };
+        let mut settings = config.registries.clone();
+        settings.ca = env::var_os("SSL_CERT_FILE").filter(|file| !file.is_empty()).map(PathBuf::from).or(settings.ca);
+        Registries::new(settings, credentials, insecure, Patience::default())
     }
 }
 
@@ -78,22 +123,6 @@ impl RegistryArgs {
             Some(PullPolicyArg::Never) => PullPolicy::Never,
             None => config.registries.pull_policy,
         }
-    }
-
-    /// The registries, with which nobody has spoken yet.
-    pub fn registries(&self, config: &Config) -> Registries {
-        let mut insecure = Vec::new();
-        for option in &self.insecure_options {
-            match option {
-                InsecureOption::None => {}
-                InsecureOption::Only(check) => insecure.push(*check),
-                InsecureOption::All => insecure.extend([Insecure::Http, Insecure::Tls]),
-            }
-        }
-        let credentials = Credentials { files: credential_files(|name| env::var_os(name)) };
-        let mut settings = config.registries.clone();
-        settings.ca = env::var_os("SSL_CERT_FILE").filter(|file| !file.is_empty()).map(PathBuf::from).or(settings.ca);
-        Registries::new(settings, credentials, insecure, Patience::default())
     }
 }
 
@@ -139,7 +168,8 @@ mod tests {
     #[test]
     fn checks_are_left_out_by_name_only() {
         assert_eq!("http".parse::<InsecureOption>().unwrap(), InsecureOption::Only(Insecure::Http));
-        assert!("image".parse::<InsecureOption>().unwrap_err().to_string().contains("not built yet"));
+        assert_eq!("image".parse::<InsecureOption>().unwrap(), InsecureOption::Image);
+        assert!("ondisk".parse::<InsecureOption>().unwrap_err().to_string().contains("use image, http"));
         assert!("htp".parse::<InsecureOption>().unwrap_err().to_string().contains("\"htp\""));
     }
 }

@@ -42,7 +42,7 @@ pub use prepared::{RunPreparedArgs, prepare, run_prepared};
 use reaper::Reaper;
 
 use crate::commands::image::fetch::Fetcher;
-use crate::commands::image::open_store;
+use crate::commands::image::{checked, open_store};
 use crate::commands::remove;
 use crate::config::Config;
 use crate::report;
@@ -59,7 +59,7 @@ pub fn run(args: &RunArgs, config: &Config) -> Result<u8> {
 
 /// The pod that the command line describes, its images, held, and the walls it gets.
 fn resolve_pod(args: &RunArgs, config: &Config) -> Result<(PodManifest, Vec<ResolvedImage>, Stage1Kind)> {
-    let store = open_store(config)?;
+    let store = checked(open_store(config)?, &args.registry.insecure, config);
     let stage1 = choose(args.stage1.unwrap_or(config.stage1))?;
     let host = manifest::Host::this();
     let (mut manifest, holds) = match &args.pod_manifest {

@@ -6,6 +6,7 @@ mod mirrors;
 mod real;
 pub(crate) mod server;
 mod transfer;
+mod trust;
 
 use std::collections::BTreeMap;
 use std::collections::HashMap;

@@ -1,0 +1,174 @@
+//! Signatures as cosign makes them with a key of one's own: over a small document that names an image's digest (cosign's
+//! SIGNATURE_SPEC.md), by ECDSA, RSA or Ed25519.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde::{Deserialize, Serialize};
+
+use super::identity::{Identity, SignedIdentity};
+use crate::digest::Digest;
+
+/// What cosign's documents call themselves.
+const DOCUMENT_TYPE: &str = "cosign container image signature";
+/// Begins a public key.
+const BEGIN: &str = "-----BEGIN PUBLIC KEY-----";
+const END: &str = "-----END PUBLIC KEY-----";
+
+/// A document and the signature over it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SigstoreSignature {
+    /// The document, which is JSON.
+    pub document: String,
+    /// In base64.
+    pub signature: String,
+}
+
+/// A public key.
+#[derive(Debug, Clone)]
+pub struct SigstoreKey {
+    /// What kind of key: the content of an `AlgorithmIdentifier` in DER.
+    algorithm: Vec<u8>,
+    key: Vec<u8>,
+}
+
+/// No public key.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SigstoreKeyError {
+    /// Not what it should be.
+    #[error("it is no public key in PEM form (`-----BEGIN PUBLIC KEY-----`), such as cosign.pub")]
+    Broken,
+    /// Of a kind that is not known.
+    #[error("its kind of key is not supported; use ECDSA (P-256, P-384), RSA (2048 bits and more) or Ed25519")]
+    Kind,
+}
+
+/// Why a signature does not count.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SigstoreError {
+    /// Another key's, or nobody's.
+    #[error("a signature is by another key, or its document was changed")]
+    Key,
+    /// Signed, but not understood.
+    #[error("the signed document is not one over an image ({0})")]
+    Document(String),
+    /// For another image.
+    #[error("a signature is for another image, {0}")]
+    OtherImage(String),
+    /// The image has another name.
+    #[error("a signature is for an image called {0}, which signedIdentity does not take")]
+    OtherName(String),
+}
+
+#[derive(Deserialize)]
+struct Document {
+    critical: Critical,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Critical {
+    #[serde(rename = "type")]
+    kind: String,
+    image: Image,
+    identity: Named,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct Image {
+    docker_manifest_digest: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct Named {
+    docker_reference: String,
+}
+
+impl SigstoreKey {
+    /// Reads a key, as `cosign generate-key-pair` and `openssl pkey -pubout` write it.
+    ///
+    /// # Errors
+    /// [`SigstoreKeyError`].
+    pub fn parse(pem: &[u8]) -> Result<Self, SigstoreKeyError> {
+        let text = std::str::from_utf8(pem).map_err(|_| SigstoreKeyError::Broken)?;
+        let (_, rest) = text.split_once(BEGIN).ok_or(SigstoreKeyError::Broken)?;
+        let (body, _) = rest.split_once(END).ok_or(SigstoreKeyError::Broken)?;
+        let base64: String = body.split_whitespace().collect();
+        let der = STANDARD.decode(base64).map_err(|_| SigstoreKeyError::Broken)?;
+        let (algorithm, key) = subject_public_key(&der).ok_or(SigstoreKeyError::Broken)?;
+        let key = Self { algorithm: algorithm.to_vec(), key: key.to_vec() };
+        let is_known = key.algorithms().next().is_some();
+        if is_known { Ok(key) } else { Err(SigstoreKeyError::Kind) }
+    }
+
+    /// Whether this key has signed these bytes.
+    pub fn verify(&self, bytes: &[u8], signature: &[u8]) -> bool {
+        let mut algorithms = self.algorithms();
+        algorithms.any(|algorithm| algorithm.verify_signature(&self.key, bytes, signature).is_ok())
+    }
+
+    fn algorithms(&self) -> impl Iterator<Item = &'static dyn rustls::pki_types::SignatureVerificationAlgorithm> {
+        let all = rustls::crypto::ring::default_provider().signature_verification_algorithms.all;
+        all.iter().copied().filter(|algorithm| algorithm.public_key_alg_id().as_ref() == self.algorithm)
+    }
+}
+
+impl SigstoreSignature {
+    /// Checks that one of these keys has signed one of these digests, under a name that will do.
+    ///
+    /// # Errors
+    /// [`SigstoreError`].
+    pub fn check(
+        &self,
+        keys: &[SigstoreKey],
+        digests: &[Digest],
+        wanted: &SignedIdentity,
+        image: &Identity,
+    ) -> Result<(), SigstoreError> {
+        let signature = STANDARD.decode(self.signature.trim()).map_err(|_| SigstoreError::Key)?;
+        // Nothing is read in a document that nobody has signed.
+        if !keys.iter().any(|key| key.verify(self.document.as_bytes(), &signature)) {
+            return Err(SigstoreError::Key);
+        }
+        let document: Document =
+            serde_json::from_str(&self.document).map_err(|error| SigstoreError::Document(error.to_string()))?;
+        let Critical { kind, image: signed, identity } = document.critical;
+        if kind != DOCUMENT_TYPE {
+            return Err(SigstoreError::Document(format!("{kind:?}")));
+        }
+        let digest = signed.docker_manifest_digest;
+        if !digest.parse::<Digest>().is_ok_and(|digest| digests.contains(&digest)) {
+            return Err(SigstoreError::OtherImage(digest));
+        }
+        let name = identity.docker_reference;
+        if wanted.accepts(image, &name) { Ok(()) } else { Err(SigstoreError::OtherName(name)) }
+    }
+}
+
+/// Algorithm and key of a `SubjectPublicKeyInfo` in DER (RFC 5280, section 4.1).
+fn subject_public_key(der: &[u8]) -> Option<(&[u8], &[u8])> {
+    const SEQUENCE: u8 = 0x30;
+    const BIT_STRING: u8 = 0x03;
+    let (info, rest) = element(der, SEQUENCE)?;
+    let (algorithm, key) = element(info, SEQUENCE)?;
+    let (bits, end) = element(key, BIT_STRING)?;
+    // Whole bytes, that is: none of the last one's bits are unused.
+    let (unused, bits) = bits.split_first()?;
+    (rest.is_empty() && end.is_empty() && *unused == 0).then_some((algorithm, bits))
+}
+
+/// The content of the element that `der` begins with, which must be of this kind, and what follows it.
+fn element(der: &[u8], kind: u8) -> Option<(&[u8], &[u8])> {
+    let (first, rest) = der.split_first()?;
+    let (length, rest) = rest.split_first()?;
+    let (length, rest) = match length {
+        0..=0x7f => (usize::from(*length), rest),
+        0x81 | 0x82 => {
+            let (bytes, rest) = rest.split_at_checked(usize::from(length & 0x7f))?;
+            (bytes.iter().fold(0, |length, byte| length << 8 | usize::from(*byte)), rest)
+        }
+        _ => return None,
+    };
+    rest.split_at_checked(length).filter(|_| *first == kind)
+}

@@ -1,0 +1,5 @@
+//! Keys, signatures and policies.
+
+mod openpgp;
+mod policy;
+mod sigstore;
