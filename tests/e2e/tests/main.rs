@@ -22,4 +22,5 @@ mod rootless;
 mod round_trip;
 mod run;
 mod settings;
+mod systemd;
 mod volumes;

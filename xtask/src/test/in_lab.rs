@@ -7,7 +7,10 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use podvm_lab::{Ended, Lab, LabCommand, LabConfig, RunError, Session};
+use anyhow::ensure;
+use podvm_lab::agent::{target_directory, workspace};
+use podvm_lab::cache::Cache;
+use podvm_lab::{Ended, Flavour, Lab, LabCommand, LabConfig, RunError, Session};
 
 use super::executables::{self, Executable};
 use super::libtest;
@@ -44,6 +47,9 @@ const NEED_CGROUPS: [&str; 4] = ["limits::", "ns::", "observe::", "settings::"];
 /// What is left to the namespaces on the host itself, and to the nightly form: it is about pod directories, not about walls.
 const LEFT_TO_HOST: [&str; 2] = ["crash::directories::", "crash::together::"];
 
+/// What needs a host that systemd runs: in an emulated lab, its full flavour.
+const NEED_SYSTEMD: &str = "systemd::";
+
 /// One test.
 struct Test<'a> {
     executable: &'a Executable,
@@ -61,6 +67,10 @@ impl Test<'_> {
             Some(_) => !is_one_of(&LEFT_TO_HOST),
             None => true,
         }
+    }
+
+    fn needs_systemd(&self) -> bool {
+        self.name.starts_with(NEED_SYSTEMD)
     }
 
     fn label(&self) -> String {
@@ -107,10 +117,14 @@ pub fn run(options: &Options, tally: &mut Tally) {
     if all.is_empty() {
         return;
     }
-    let lab = Lab::select(LabConfig { memory_mib: options.memory_mib, ..LabConfig::default() });
+    let config = LabConfig { memory_mib: options.memory_mib, ..LabConfig::default() };
+    let lab = Lab::select(config.clone());
     let mut in_lab: Vec<&Test> = all.iter().collect();
     if matches!(lab, Lab::Emulated(_)) {
-        let behind_namespaces: Vec<&Test> = all.iter().filter(|test| test.stage1 == Some("ns")).collect();
+        let (with_systemd, without): (Vec<&Test>, Vec<&Test>) = all.iter().partition(|test| test.needs_systemd());
+        run_all(&Lab::select(LabConfig { flavour: Flavour::Full, ..config }), &with_systemd, options, tally);
+        let behind_namespaces: Vec<&Test> = without.iter().copied().filter(|test| test.stage1 == Some("ns")).collect();
+        in_lab = without;
         if nix::unistd::geteuid().is_root() {
             run_all(&Lab::Direct, &behind_namespaces, options, tally);
             in_lab.retain(|test| options.is_nightly || options.filter.is_some() || test.is_worth_emulating());
@@ -169,11 +183,31 @@ fn run_all(lab: &Lab, tests: &[&Test<'_>], options: &Options, tally: &mut Tally)
 }
 
 fn boot(lab: &Lab) -> anyhow::Result<Session> {
-    let name = match lab {
-        Lab::Direct => "run tests on this host itself",
-        Lab::Emulated(_) => "boot the lab",
-    };
-    step(name, || Ok(lab.session()?))
+    match lab {
+        Lab::Direct => step("run tests on this host itself", || Ok(lab.session()?)),
+        Lab::Emulated(LabConfig { flavour: Flavour::Full, .. }) => step("boot the lab with systemd", || {
+            let mut session = lab.session()?;
+            show_at_their_own_places(&mut session)?;
+            Ok(session)
+        }),
+        Lab::Emulated(_) => step("boot the lab", || Ok(lab.session()?)),
+    }
+}
+
+/// Has the full lab, where the host's tree is elsewhere, show what tests need of it at the place where they expect it.
+fn show_at_their_own_places(session: &mut Session) -> anyhow::Result<()> {
+    let cache = Cache::open()?;
+    for path in [workspace(), target_directory().as_path(), cache.root()] {
+        let script = format!("mkdir -p '{0}' && mount --bind '/host{0}' '{0}'", path.display());
+        let (ended, _, said) = session.capture(LabCommand::new(["sh", "-c", &script]))?;
+        ensure!(
+            ended == Ended::Code(0),
+            "{} is not seen in the lab: {}",
+            path.display(),
+            String::from_utf8_lossy(&said)
+        );
+    }
+    Ok(())
 }
 
 /// Runs one test; tells also whether the session can go on.

@@ -1,0 +1,71 @@
+//! Pods as units of systemd: the unit's main process is the pod.
+
+use std::path::Path;
+use std::time::Duration;
+
+use podvm_e2e::{Host, Invocation, prefix, skip, stage1, wait_for};
+
+const A_WHILE: Duration = Duration::from_secs(120);
+
+/// `podvm run` as a unit's command line, of the stage1 that is tested.
+fn run(host: &Host, words: &[&str]) -> Vec<String> {
+    let podvm = prefix().join("bin/podvm").display().to_string();
+    let stage1 = format!("--stage1={}", stage1());
+    let own = [podvm, "--root".into(), host.root().display().to_string(), "run".into(), stage1, "--quiet".into()];
+    own.into_iter().chain(words.iter().map(|word| (*word).to_owned())).collect()
+}
+
+fn property(unit: &str, name: &str) -> String {
+    let shown = Invocation::new("systemctl", ["show", unit, "--property", name, "--value"]).run().expect_code(0);
+    shown.stdout.trim().to_owned()
+}
+
+fn journal(unit: &str) -> String {
+    Invocation::new("journalctl", ["--unit", unit, "--output", "cat", "--no-pager"]).run().stdout
+}
+
+#[test]
+fn a_unit_is_its_pod_and_ends_it_as_a_user_would() {
+    if !Path::new("/run/systemd/system").exists() {
+        skip!("needs a host that systemd runs");
+    }
+    let host = Host::new();
+    let image = host.image("busybox");
+    let unit = format!("podvm-e2e-{}", stage1());
+    let script = "trap 'echo told to end; exit 3' TERM; echo started; while :; do sleep 0.1; done";
+    let start = ["--unit", &unit, "--property", "MemoryMax=512M"].map(str::to_owned);
+    let words = start.into_iter().chain(run(&host, &["--net=none", &image, "--", "sh", "-c", script]));
+    Invocation::new("systemd-run", words).run().expect_code(0);
+    wait_for("the app says so in the journal", A_WHILE, || {
+        journal(&unit).lines().any(|line| line == "started").then_some(())
+    });
+    let pod = host.pods().remove(0);
+    let status = host.podvm(["status", &pod, "--output", "json"]).run().expect_code(0).json();
+    let pid = property(&unit, "MainPID");
+    assert_eq!(status["pid"].to_string(), pid);
+    // So the unit's limits are the pod's.
+    let cgroup = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    assert!(cgroup.contains(&format!("{unit}.service")), "{cgroup}");
+
+    Invocation::new("systemctl", ["stop", &unit]).run().expect_code(0);
+    assert_eq!(property(&unit, "ExecMainStatus"), "3");
+    assert!(journal(&unit).lines().any(|line| line == "told to end"), "{}", journal(&unit));
+    let status = host.podvm(["status", &pod, "--output", "json"]).run().expect_code(0).json();
+    assert_eq!(status["state"], "exited", "{status}");
+    Invocation::new("systemctl", ["reset-failed", &unit]).run();
+}
+
+#[test]
+fn a_units_pod_is_removed_before_systemd_kills_what_is_left() {
+    if !Path::new("/run/systemd/system").exists() {
+        skip!("needs a host that systemd runs");
+    }
+    let host = Host::new();
+    let image = host.image("busybox");
+    let wait = ["--wait", "--pipe", "--collect"].map(str::to_owned);
+    let words =
+        wait.into_iter().chain(run(&host, &["--rm", "--net=none", &image, "--", "sh", "-c", "echo here; exit 4"]));
+    let unit = Invocation::new("systemd-run", words).run().expect_code(4);
+    assert_eq!(unit.stdout, "here\n", "{unit}");
+    assert_eq!(host.pods(), Vec::<String>::new());
+}
