@@ -2,9 +2,12 @@
 
 use std::convert::Infallible;
 use std::fs::File;
+use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 
+use nix::sys::wait::WaitStatus;
+use nix::unistd::ForkResult;
 use podvm_pod::archive::Archived;
 use podvm_pod::exit::PODVM_ERROR;
 use podvm_pod::manifest::App;
@@ -147,6 +150,7 @@ impl Child<'_> {
         self.enter_walls()?;
         let app = self.app();
         let (words, user, more, terminal) = match self.job {
+            Job::PostStop => (&app.post_stop, &app.user, &app.environment[..0], app.terminal),
             Job::Main | Job::Archive(_) => (&app.exec, &app.user, &app.environment[..0], app.terminal),
             Job::Exec(spec) => {
                 (&spec.exec, spec.user.as_ref().unwrap_or(&app.user), &spec.environment[..], spec.terminal)
@@ -208,8 +212,67 @@ impl Child<'_> {
         Ok([stream(&self.pipes.stdin)?, stream(&self.pipes.stdout)?, stream(&self.pipes.stderr)?])
     }
 
-    /// Gives up what the app may not have and executes the program. Returns only on errors.
+    /// Runs what must succeed before the app, and then the app. Returns only on errors.
     fn execute(&self, ready: Ready) -> Result<Infallible, LaunchError> {
+        if matches!(self.job, Job::Main) && !self.app().pre_start.is_empty() {
+            self.pre_start(&ready)?;
+        }
+        self.become_program(ready)
+    }
+
+    /// Runs the handler in a process of its own, which has all that the app will have but the control of its terminal.
+    fn pre_start(&self, ready: &Ready) -> Result<(), LaunchError> {
+        let app = self.app();
+        let variables: Vec<_> = app.environment.iter().collect();
+        let program = Program::new(&app.pre_start, &variables, &ready.user, ready.terminal.is_some())?;
+        let filter = seccomp::filter(&app.isolators.seccomp, &app.isolators.capabilities)?;
+        let clone = |stream: &OwnedFd| stream.try_clone();
+        let [stdin, stdout, stderr] = &ready.streams;
+        let streams = (|| Ok::<_, std::io::Error>([clone(stdin)?, clone(stdout)?, clone(stderr)?]))();
+        let streams = streams.step(|| "set up the handler's streams")?;
+        let (mut reader, mut writer) = std::io::pipe().step(|| "make a pipe")?;
+        // SAFETY: this process has one thread.
+        match unsafe { nix::unistd::fork() }.step(|| "make a process for the pre-start handler")? {
+            ForkResult::Child => {
+                drop(reader);
+                let handler = Ready { user: ready.user.clone(), program, filter, terminal: None, streams };
+                let Err(error) = self.become_program(handler);
+                // Whoever reads it waits for the process's end in any case.
+                let _ = writer.write_all(error.to_string().as_bytes());
+                // SAFETY: ends the process without running anything of the supervisor's.
+                unsafe { libc::_exit(error.code().into()) }
+            }
+            ForkResult::Parent { child } => {
+                drop((writer, streams));
+                let mut message = String::new();
+                // Closed when the handler's program is executed.
+                reader.read_to_string(&mut message).step(|| "hear of the pre-start handler")?;
+                let status = loop {
+                    match nix::sys::wait::waitpid(child, None) {
+                        Err(nix::errno::Errno::EINTR) => {}
+                        other => break other.step(|| "wait for the pre-start handler")?,
+                    }
+                };
+                let (how, code) = match status {
+                    WaitStatus::Exited(_, 0) => return Ok(()),
+                    WaitStatus::Exited(_, code) if message.is_empty() => {
+                        (format!("exited with {code}"), u8::try_from(code).unwrap_or(PODVM_ERROR))
+                    }
+                    WaitStatus::Exited(_, code) => {
+                        (format!("cannot be run: {message}"), u8::try_from(code).unwrap_or(PODVM_ERROR))
+                    }
+                    WaitStatus::Signaled(_, signal, _) => {
+                        (format!("was killed by {signal}"), u8::try_from(128 + signal as i32).unwrap_or(PODVM_ERROR))
+                    }
+                    _ => ("ended oddly".to_owned(), PODVM_ERROR),
+                };
+                Err(LaunchError::PreStart { program: app.pre_start[0].clone(), how, code })
+            }
+        }
+    }
+
+    /// Gives up what the app may not have and executes the program. Returns only on errors.
+    fn become_program(&self, ready: Ready) -> Result<Infallible, LaunchError> {
         let Ready { user, program, filter, terminal, streams } = ready;
         let app = self.app();
         privileges::set_limits(&app.isolators)?;
@@ -220,7 +283,7 @@ impl Child<'_> {
         }
         let directory = match self.job {
             Job::Exec(spec) => spec.working_directory.as_deref().unwrap_or(&app.working_directory),
-            Job::Main | Job::Archive(_) => &app.working_directory,
+            Job::Main | Job::PostStop | Job::Archive(_) => &app.working_directory,
         };
         // As root first: the way there may be closed to the user. Only where root is nobody, as on a network's filesystem,
         // is it the user's turn.

@@ -45,6 +45,7 @@ pub unsafe fn launch(
     let app = &pod.spec.apps[index].app;
     let (terminal, stdin) = match job {
         Job::Main => (app.terminal, app.stdin),
+        Job::PostStop => (app.terminal, false),
         Job::Exec(spec) => (spec.terminal, spec.stdin),
         Job::Archive(what) => (false, matches!(what, Archived::In { .. })),
     };

@@ -65,6 +65,8 @@ pub struct Pod {
 pub enum Job {
     /// An app's main process.
     Main,
+    /// The program that is run when an app has ended, in walls like the app's.
+    PostStop,
     /// Another process in an app.
     Exec(Box<ExecSpec>),
     /// A process in an app that packs or unpacks files.
@@ -86,6 +88,16 @@ pub enum LaunchError {
     /// A resource limit of a name that does not exist.
     #[error("there is no resource limit {0:?}; see getrlimit(2), and write the name in lower case without RLIMIT_")]
     UnknownRlimit(String),
+    /// The program that must succeed before the app has not.
+    #[error("its pre-start handler {program:?} {how}; the app was not started")]
+    PreStart {
+        /// The handler.
+        program: String,
+        /// What became of it.
+        how: String,
+        /// The exit code this counts as.
+        code: u8,
+    },
     /// A word with a NUL byte.
     #[error("{0:?} holds a NUL byte, which no argument or variable can have")]
     Nul(String),
@@ -116,6 +128,7 @@ impl LaunchError {
         match self {
             Self::NotFound { .. } => NOT_FOUND,
             Self::NotExecutable { .. } => NOT_EXECUTABLE,
+            Self::PreStart { code, .. } => *code,
             _ => PODVM_ERROR,
         }
     }

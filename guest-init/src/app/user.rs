@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use podvm_pod::manifest::UserSpec;
@@ -34,6 +34,14 @@ pub enum UserError {
     /// The image does not know the group.
     #[error("there is no group {0:?} in the image's /etc/group; name one that is there, or give a number")]
     NoGroup(String),
+    /// The image does not have the file whose owner is meant.
+    #[error("{path} of the image, whose owner the app is to run as, cannot be looked at: {reason}")]
+    NoFile {
+        /// Which.
+        path: String,
+        /// Why.
+        reason: String,
+    },
     /// A database that cannot be read.
     #[error("{path} of the image cannot be read: {reason}")]
     Unreadable {
@@ -115,7 +123,17 @@ impl User {
     /// # Errors
     /// As [`Self::find`], or a file that cannot be read; a missing file is an empty one.
     pub fn find_here(spec: &UserSpec, more: &[u32]) -> Result<Self, UserError> {
-        Self::find(spec, more, &database("/etc/passwd")?, &database("/etc/group")?)
+        // appc: the owner of a file, or its group, by the file's path.
+        let owner = |name: &Option<String>, number: fn(&std::fs::Metadata) -> u32| match name {
+            Some(path) if path.starts_with('/') => match std::fs::metadata(path) {
+                Ok(metadata) => Ok(Some(number(&metadata).to_string())),
+                Err(error) => Err(UserError::NoFile { path: path.clone(), reason: error.to_string() }),
+            },
+            other => Ok(other.clone()),
+        };
+        let spec =
+            UserSpec { user: owner(&spec.user, MetadataExt::uid)?, group: owner(&spec.group, MetadataExt::gid)? };
+        Self::find(&spec, more, &database("/etc/passwd")?, &database("/etc/group")?)
     }
 }
 

@@ -96,6 +96,7 @@ impl Supervisor {
         let is_due = |index: &usize| {
             let app = &pod.apps[*index];
             let runs = matches!(app.state, AppState::Running { .. }) && !app.paused && !pod.is_stopping();
+            let runs = runs && app.ending.is_none();
             runs && app.watch.as_ref().is_some_and(|watch| watch.due() <= now)
         };
         let due: Vec<usize> = (0..pod.apps.len()).filter(is_due).collect();

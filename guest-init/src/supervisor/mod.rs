@@ -2,6 +2,7 @@
 //! for one alone.
 
 mod connection;
+mod ending;
 mod framed;
 mod health;
 mod link;

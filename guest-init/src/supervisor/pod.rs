@@ -9,6 +9,7 @@ use podvm_pod::manifest::{App, AppName};
 use podvm_pod::protocol::{Event, PodSpec, ProcessId};
 use podvm_pod::status::{AppState, AppStats, AppStatus, PodReport};
 
+use super::ending::Ending;
 use super::health::Watch;
 use super::process::State;
 use super::restart::Restarts;
@@ -40,6 +41,8 @@ pub struct RunningApp {
     /// Processes killed for want of memory in its earlier lives.
     oom_kills: u64,
     stop_signal: i32,
+    /// How its program ended, while what is run then still runs.
+    pub ending: Option<Ending>,
 }
 
 impl RunningApp {
@@ -54,6 +57,7 @@ impl RunningApp {
             restarts: Restarts::new(app.restart),
             oom_kills: 0,
             stop_signal: app.stop_signal,
+            ending: None,
         }
     }
 
@@ -118,11 +122,17 @@ impl RunningPod {
     /// When something is to be done next: a kill, a restart, a health check.
     pub fn next_deadline(&self) -> Option<Instant> {
         let of_app = |app: &RunningApp| {
-            let runs = matches!(app.state, AppState::Running { .. }) && !app.paused && !self.stopping;
+            let runs =
+                matches!(app.state, AppState::Running { .. }) && !app.paused && !self.stopping && app.ending.is_none();
             let check = app.watch.as_ref().filter(|_| runs).map(Watch::due);
             app.restarts.at.into_iter().chain(check).min()
         };
         self.kill_at.into_iter().chain(self.apps.iter().filter_map(of_app)).min()
+    }
+
+    /// Kills what still runs at this time, unless it is to be killed earlier.
+    pub fn kill_by(&mut self, at: Instant) {
+        self.kill_at = Some(self.kill_at.map_or(at, |earlier| earlier.min(at)));
     }
 
     /// Whether its apps were asked to end.
@@ -252,6 +262,9 @@ impl Supervisor {
     fn main_changed(&mut self, id: ProcessId, index: usize, state: State, pid: i32) {
         let Some(pod) = &mut self.pod else { return };
         let app = &mut pod.apps[index];
+        if app.ending.is_some() {
+            return self.post_stop_changed(id, index, state);
+        }
         let is_again = app.restarts.count > 0;
         let next = match state {
             // It is told as waiting for its next start until it runs.
@@ -269,6 +282,9 @@ impl Supervisor {
             }
             State::Ended(status) => {
                 let oom_killed = app.has_run_out_of_memory();
+                if self.post_stop(index, Ending { status, oom_killed }) {
+                    return;
+                }
                 self.after_end(index, status, oom_killed)
             }
             State::Failed { message, code } => AppState::Failed { message, code },
@@ -370,7 +386,7 @@ impl Supervisor {
             return;
         };
         if let Some(kill_at) = kill_at {
-            pod.kill_at = Some(pod.kill_at.map_or(kill_at, |earlier| earlier.min(kill_at)));
+            pod.kill_by(kill_at);
         }
         if std::mem::replace(&mut pod.stopping, true) {
             return;
@@ -379,7 +395,8 @@ impl Supervisor {
         self.let_apps_go_on();
         let Some(pod) = &self.pod else { return };
         reach(FaultPoint::SupervisorStopping);
-        for app in &pod.apps {
+        // What is run after an app ends by itself.
+        for app in pod.apps.iter().filter(|app| app.ending.is_none()) {
             let Some(process) = app.process.and_then(|id| self.processes.get(id)) else { continue };
             match process.state {
                 State::SettingUp | State::Prepared => process.kill(),

@@ -37,6 +37,8 @@ pub fn app(name: &str, script: &str) -> App {
         stdin: false,
         health: None,
         restart: Default::default(),
+        pre_start: Vec::new(),
+        post_stop: Vec::new(),
         stop_signal: libc::SIGTERM,
     }
 }

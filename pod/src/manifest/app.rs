@@ -51,6 +51,12 @@ pub struct App {
     /// What is done when it ends by itself.
     #[serde(default)]
     pub restart: RestartPolicy,
+    /// A program and its arguments that must succeed before the app is started, run as the app is; none when empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pre_start: Vec<String>,
+    /// A program and its arguments that are run when the app has ended, as the app was; none when empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub post_stop: Vec<String>,
     /// Signal number that asks it to stop.
     pub stop_signal: i32,
 }

@@ -245,7 +245,8 @@ impl<'a> Session<'a> {
         if self.attached.contains(&app.name) {
             // A supervisor that says so without end gets no thread for each time.
             let most = MAX_STREAMS_PER_APP * self.pod.manifest().apps.len();
-            if app.restart == RestartPolicy::No || self.attacher.outputs.under_way() >= most {
+            let lives_once = app.restart == RestartPolicy::No && app.post_stop.is_empty();
+            if lives_once || self.attacher.outputs.under_way() >= most {
                 return None;
             }
         } else {

@@ -42,6 +42,8 @@ fn app(app: &str) -> App {
         stdin: false,
         health: None,
         restart: Default::default(),
+        pre_start: Vec::new(),
+        post_stop: Vec::new(),
         stop_signal: 15,
     }
 }

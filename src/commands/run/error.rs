@@ -105,6 +105,16 @@ pub enum PrepareError {
         /// Its address, if one was given.
         ip: Option<IpAddr>,
     },
+    /// A range of ports that the host's ports do not have room for.
+    #[error("port {name:?} is {count} ports, and the host's from {first} on are not as many; begin with a lower one")]
+    PortRange {
+        /// Its name.
+        name: String,
+        /// How many it is.
+        count: u16,
+        /// The first at the host.
+        first: u16,
+    },
     /// Ports without a network.
     #[error("--port needs a network of the pod's own; leave out --net={0}")]
     PortWithoutNetwork(&'static str),

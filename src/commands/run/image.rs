@@ -7,7 +7,7 @@
 use std::path::{Path, PathBuf};
 
 use podvm_image::{ImageConfig, ImageHealthcheck};
-use podvm_pod::manifest::{AppImage, AppName, EnvironmentVariable, Protocol, UserSpec, VolumeName};
+use podvm_pod::manifest::{AppImage, AppName, EnvironmentVariable, Isolators, Protocol, UserSpec, VolumeName};
 
 use super::error::PrepareError;
 
@@ -23,6 +23,8 @@ pub struct DeclaredPort {
     pub port: u16,
     /// Protocol.
     pub protocol: Protocol,
+    /// How many ports it is, this one being the first.
+    pub count: u16,
 }
 
 /// A place in an image that wants a volume.
@@ -32,6 +34,8 @@ pub struct DeclaredVolume {
     pub names: Vec<VolumeName>,
     /// The place.
     pub path: PathBuf,
+    /// Whether the app only reads there.
+    pub read_only: bool,
 }
 
 /// What `podvm run` takes from an image.
@@ -57,9 +61,43 @@ pub struct ImageSettings {
     pub ports: Vec<DeclaredPort>,
     /// Volumes.
     pub volumes: Vec<DeclaredVolume>,
+    /// Groups to be in besides.
+    pub supplementary_gids: Vec<u32>,
+    /// Limits and privileges.
+    pub isolators: Isolators,
+    /// What is run before the app.
+    pub pre_start: Vec<String>,
+    /// What is run after the app.
+    pub post_stop: Vec<String>,
+    /// Whether it is one of appc, whose users expect to be told of volumes that nobody gave.
+    pub is_appc: bool,
+    /// What is otherwise than the image may mean.
+    pub remarks: Vec<String>,
 }
 
 impl ImageSettings {
+    /// An image that says nothing.
+    pub(super) fn plain(image: AppImage) -> Self {
+        Self {
+            image,
+            entrypoint: Vec::new(),
+            command: Vec::new(),
+            environment: Vec::new(),
+            working_directory: None,
+            user: UserSpec::default(),
+            stop_signal: None,
+            health: None,
+            ports: Vec::new(),
+            volumes: Vec::new(),
+            supplementary_gids: Vec::new(),
+            isolators: Isolators::default(),
+            pre_start: Vec::new(),
+            post_stop: Vec::new(),
+            is_appc: false,
+            remarks: Vec::new(),
+        }
+    }
+
     /// Reads an image's configuration.
     ///
     /// # Errors
@@ -73,7 +111,6 @@ impl ImageSettings {
             environment.push(variable.parse().map_err(|error| wrong(format!("{error}")))?);
         }
         let mut settings = Self {
-            image,
             entrypoint: config.entrypoint.clone(),
             command: config.cmd.clone(),
             environment,
@@ -81,28 +118,27 @@ impl ImageSettings {
             user: UserSpec::from(config.user.as_str()),
             stop_signal: given(&config.stop_signal),
             health: config.healthcheck.clone(),
-            ports: Vec::new(),
-            volumes: Vec::new(),
+            ..Self::plain(image)
         };
         for (label, value) in &config.labels {
             if let Some(name) = label.strip_prefix(PORT_LABEL) {
                 let (port, protocol) =
                     parse_port(value).ok_or_else(|| wrong(format!("label {label}={value} names no port")))?;
-                settings.ports.push(DeclaredPort { name: Some(name.into()), port, protocol });
+                settings.ports.push(DeclaredPort { name: Some(name.into()), port, protocol, count: 1 });
             } else if let Some(name) = label.strip_prefix(VOLUME_LABEL) {
                 let name = name.parse().map_err(|error| wrong(format!("label {label}: {error}")))?;
-                settings.declare_volume(Some(name), Path::new(value));
+                settings.declare_volume(Some(name), Path::new(value), false);
             }
         }
         for text in &config.exposed_ports {
             let (port, protocol) =
                 parse_port(text).ok_or_else(|| wrong(format!("it exposes {text:?}, which is no port")))?;
             if !settings.ports.iter().any(|known| (known.port, known.protocol) == (port, protocol)) {
-                settings.ports.push(DeclaredPort { name: None, port, protocol });
+                settings.ports.push(DeclaredPort { name: None, port, protocol, count: 1 });
             }
         }
         for path in &config.volumes {
-            settings.declare_volume(None, Path::new(path));
+            settings.declare_volume(None, Path::new(path), false);
         }
         settings.ports.sort_by_key(|port| (port.port, port.protocol));
         settings.volumes.sort_by(|one, other| one.path.cmp(&other.path));
@@ -110,14 +146,14 @@ impl ImageSettings {
     }
 
     /// Notes a volume, under a given name or those that its path gives.
-    fn declare_volume(&mut self, name: Option<VolumeName>, path: &Path) {
+    pub(super) fn declare_volume(&mut self, name: Option<VolumeName>, path: &Path, read_only: bool) {
         // `Volumes` may say `/data/`; compared and mounted, it is `/data`.
         let path: PathBuf = path.components().collect();
         let whole = path.to_string_lossy().replace('/', "-");
         let last = path.file_name().unwrap_or_default().to_string_lossy();
         let derived = [last.as_ref(), whole.as_str()].map(volume_name_from);
         let position = self.volumes.iter().position(|known| known.path == path).unwrap_or_else(|| {
-            self.volumes.push(DeclaredVolume { names: Vec::new(), path });
+            self.volumes.push(DeclaredVolume { names: Vec::new(), path, read_only });
             self.volumes.len() - 1
         });
         let names = &mut self.volumes[position].names;
@@ -171,7 +207,8 @@ pub(super) mod tests {
                 "ExposedPorts":{"2379/tcp":{},"53/udp":{}},"Volumes":{"/var/lib/etcd/":{},"/x":{}}}"#,
         )
         .unwrap();
-        let port = |name: Option<&str>, port, protocol| DeclaredPort { name: name.map(Into::into), port, protocol };
+        let port =
+            |name: Option<&str>, port, protocol| DeclaredPort { name: name.map(Into::into), port, protocol, count: 1 };
         assert_eq!(etcd.ports, [port(None, 53, Protocol::Udp), port(Some("client"), 2379, Protocol::Tcp)]);
         assert_eq!(names(&etcd.volumes[0]), ["data-dir", "etcd", "var-lib-etcd"]);
         assert_eq!(names(&etcd.volumes[1]), ["x"]);

@@ -147,9 +147,9 @@ fn app_names(args: &RunArgs, images: &[ImageSettings]) -> Result<Vec<AppName>, P
     Ok(names)
 }
 
-/// `registry:5000/team/etcd:3.4@sha256:…` is `etcd`.
+/// `registry:5000/team/etcd:3.4@sha256:…` is `etcd`, and so is `coreos.com/etcd,version=v3`.
 fn name_of_image(image: &str) -> AppName {
-    let without_digest = image.split('@').next().unwrap_or(image);
+    let without_digest = image.split(['@', ',']).next().unwrap_or(image);
     let last = without_digest.rsplit('/').next().unwrap_or(without_digest);
     AppName::from_lossy(last.split(':').next().unwrap_or(last))
 }
@@ -179,7 +179,7 @@ fn app(args: &AppArgs, image: &ImageSettings, name: AppName, hostname: &str, hos
     if !working_directory.is_absolute() {
         return Err(PrepareError::RelativeWorkingDirectory { app: name, path: working_directory });
     }
-    let isolators = isolators(args);
+    let isolators = isolators(args, &image.isolators);
     check_limits(&name, &isolators)?;
     if args.restart != RestartPolicy::No && args.interactive {
         return Err(PrepareError::InteractiveRestart(name));
@@ -189,7 +189,10 @@ fn app(args: &AppArgs, image: &ImageSettings, name: AppName, hostname: &str, hos
         image: image.image.clone(),
         exec: program(args, image)?,
         user: user(args, image),
-        supplementary_gids: args.supplementary_gids.clone(),
+        supplementary_gids: match args.supplementary_gids.is_empty() {
+            true => image.supplementary_gids.clone(),
+            false => args.supplementary_gids.clone(),
+        },
         working_directory,
         environment: environment(args, image, hostname, host)?,
         mounts: Vec::new(),
@@ -199,6 +202,8 @@ fn app(args: &AppArgs, image: &ImageSettings, name: AppName, hostname: &str, hos
         stdin: args.interactive,
         health: health(args, image)?,
         restart: args.restart,
+        pre_start: image.pre_start.clone(),
+        post_stop: image.post_stop.clone(),
         stop_signal: stop_signal(image)?,
     })
 }
@@ -242,25 +247,26 @@ pub fn check_limits(app: &AppName, isolators: &Isolators) -> Result<(), PrepareE
     Ok(())
 }
 
-fn isolators(args: &AppArgs) -> Isolators {
+/// What the user says, and else the image.
+fn isolators(args: &AppArgs, image: &Isolators) -> Isolators {
     Isolators {
-        memory: args.memory,
-        cpu: args.cpu,
-        cpu_shares: args.cpu_shares,
-        pids: args.pids,
-        capabilities: capabilities(args),
-        no_new_privileges: args.no_new_privileges,
-        seccomp: args.seccomp.clone().unwrap_or_default(),
+        memory: args.memory.or(image.memory),
+        cpu: args.cpu.or(image.cpu),
+        cpu_shares: args.cpu_shares.or(image.cpu_shares),
+        pids: args.pids.or(image.pids),
+        capabilities: capabilities(args, &image.capabilities),
+        no_new_privileges: args.no_new_privileges || image.no_new_privileges,
+        seccomp: args.seccomp.clone().unwrap_or_else(|| image.seccomp.clone()),
         rlimits: args.rlimits.clone(),
-        oom_score_adj: args.oom_score_adj,
+        oom_score_adj: args.oom_score_adj.or(image.oom_score_adj),
     }
 }
 
-fn capabilities(args: &AppArgs) -> BTreeSet<Capability> {
+fn capabilities(args: &AppArgs, of_image: &BTreeSet<Capability>) -> BTreeSet<Capability> {
     match &args.caps_retain {
         Some(retained) => retained.iter().copied().collect(),
         None => {
-            let mut capabilities = Capability::default_set();
+            let mut capabilities = of_image.clone();
             capabilities.retain(|capability| !args.caps_remove.contains(capability));
             capabilities
         }

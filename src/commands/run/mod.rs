@@ -5,6 +5,7 @@
 //! are forked while there is one thread.
 
 mod app_arguments;
+mod appc;
 mod arguments;
 mod bind;
 mod detach;

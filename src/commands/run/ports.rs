@@ -19,9 +19,15 @@ pub fn resolve(
         check_network(network)?;
     }
     for request in requests {
-        let (pod_port, protocol) = meaning(&request.name, apps)?;
-        let (host_ip, host_port) = (request.host_ip, request.host_port);
-        ports.push(PublishedPort { name: request.name.clone(), protocol, host_ip, host_port, pod_port });
+        let (first, protocol, count) = meaning(&request.name, apps)?;
+        if request.host_port.checked_add(count - 1).is_none() || first.checked_add(count - 1).is_none() {
+            return Err(PrepareError::PortRange { name: request.name.clone(), count, first: request.host_port });
+        }
+        let host_ip = request.host_ip;
+        ports.extend((0..count).map(|number| {
+            let (host_port, pod_port) = (request.host_port + number, first + number);
+            PublishedPort { name: request.name.clone(), protocol, host_ip, host_port, pod_port }
+        }));
     }
     check(&ports, network)?;
     Ok(ports)
@@ -57,19 +63,20 @@ fn check_network(network: &NetworkMode) -> Result<(), PrepareError> {
 }
 
 /// What a port's name means: first what the images call by it, else the number that it is.
-fn meaning(name: &str, apps: &[(&AppName, &[DeclaredPort])]) -> Result<(u16, Protocol), PrepareError> {
+fn meaning(name: &str, apps: &[(&AppName, &[DeclaredPort])]) -> Result<(u16, Protocol, u16), PrepareError> {
     let named = |(app, ports): &(&AppName, &[DeclaredPort])| {
         let port = ports.iter().find(|port| port.name.as_deref() == Some(name));
-        port.map(|port| ((*app).clone(), (port.port, port.protocol)))
+        port.map(|port| ((*app).clone(), (port.port, port.protocol, port.count.max(1))))
     };
     let mut meanings = apps.iter().filter_map(named);
     let Some((first_app, first)) = meanings.next() else {
-        return parse_port(name).ok_or_else(|| PrepareError::PortUnknown { name: name.into(), known: known(apps) });
+        let number = parse_port(name).map(|(port, protocol)| (port, protocol, 1));
+        return number.ok_or_else(|| PrepareError::PortUnknown { name: name.into(), known: known(apps) });
     };
     match meanings.find(|(_, other)| *other != first) {
         None => Ok(first),
         Some((second_app, second)) => {
-            let text = |(port, protocol)| format!("{port}/{protocol}");
+            let text = |(port, protocol, _)| format!("{port}/{protocol}");
             let (first, second) = (text(first), text(second));
             Err(PrepareError::PortAmbiguous { name: name.into(), first, first_app, second, second_app })
         }
@@ -88,7 +95,7 @@ mod tests {
     use super::*;
 
     fn declared(name: Option<&str>, port: u16) -> DeclaredPort {
-        DeclaredPort { name: name.map(Into::into), port, protocol: Protocol::Tcp }
+        DeclaredPort { name: name.map(Into::into), port, protocol: Protocol::Tcp, count: 1 }
     }
 
     fn resolve_texts(texts: &[&str], network: NetworkMode) -> Result<Vec<PublishedPort>, PrepareError> {

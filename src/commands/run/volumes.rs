@@ -76,7 +76,7 @@ fn mounts_of(app: &AppVolumes<'_>, given: &[Volume], volumes: &mut Vec<Volume>) 
                 name
             }
         };
-        mounts.push(Mount { volume, path: declared.path.clone(), read_only: false });
+        mounts.push(Mount { volume, path: declared.path.clone(), read_only: declared.read_only });
     }
     // By components, so that outer places come before those inside them.
     mounts.sort_by(|one, other| one.path.cmp(&other.path));
@@ -118,7 +118,11 @@ mod tests {
     use super::*;
 
     fn declared(names: &[&str], path: &str) -> DeclaredVolume {
-        DeclaredVolume { names: names.iter().map(|name| name.parse().unwrap()).collect(), path: path.into() }
+        DeclaredVolume {
+            names: names.iter().map(|name| name.parse().unwrap()).collect(),
+            path: path.into(),
+            read_only: false,
+        }
     }
 
     fn resolve_one(volumes: &[&str], mounts: &[&str]) -> Result<(Vec<Volume>, Vec<Mount>), PrepareError> {
