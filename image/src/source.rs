@@ -2,8 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::appc::AppcName;
+use crate::appc::name::AppcNameError;
 use crate::oci::Format;
 use crate::reference::{Reference, ReferenceError};
+use crate::registry::Url;
+use crate::store::APPC_PREFIX;
 
 /// An image as the command line names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -12,6 +16,10 @@ pub enum ImageSource {
     Named(String),
     /// A name at a registry, written with `docker://`.
     Registry(Reference),
+    /// An image of appc, to be found by discovery.
+    Appc(AppcName),
+    /// An image of appc at a URL.
+    Url(Url),
     /// A layout or archive, and perhaps `:NAME` to choose one of several images in it.
     Path {
         /// How to read it.
@@ -21,24 +29,51 @@ pub enum ImageSource {
     },
 }
 
+/// Why a text names no image.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SourceError {
+    /// No name at a registry.
+    #[error(transparent)]
+    Reference(#[from] ReferenceError),
+    /// No name of appc.
+    #[error(transparent)]
+    Appc(#[from] AppcNameError),
+    /// No URL.
+    #[error("{0:?} is no URL such as https://example.com/app.aci; it must not have a user in it")]
+    Url(String),
+}
+
 /// Prefixes that name the form of what a path leads to, as skopeo and podman have them.
-const PREFIXES: [(&str, Format); 3] =
-    [("oci:", Format::Oci), ("oci-archive:", Format::Oci), ("docker-archive:", Format::Docker)];
+const PREFIXES: [(&str, Format); 4] =
+    [("oci:", Format::Oci), ("oci-archive:", Format::Oci), ("docker-archive:", Format::Docker), ("aci:", Format::Aci)];
 
 /// The prefix that names a registry's image.
 const REGISTRY: &str = "docker://";
+/// How the file of an image of appc ends.
+const ACI: &str = ".aci";
 /// The path that means standard input.
 pub const STDIN: &str = "-";
 
 impl ImageSource {
-    /// Tells paths from names: a path starts with `/`, `./` or `../`, or has a prefix such as `oci:`.
+    /// Tells paths from names: a path starts with `/`, `./` or `../`, has a prefix such as `oci:`, or ends with `.aci`. A name
+    /// with labels behind commas is one of appc, and so is whatever follows `appc:`.
     ///
     /// # Errors
-    /// What follows `docker://` is no name.
-    pub fn parse(text: &str) -> Result<Self, ReferenceError> {
-        match text.strip_prefix(REGISTRY) {
-            Some(name) => Ok(Self::Registry(name.parse::<Reference>()?.with_domain())),
-            None => Ok(Self::parse_local(text)),
+    /// What follows `docker://` or `appc:` is no name, or what begins like a URL is none.
+    pub fn parse(text: &str) -> Result<Self, SourceError> {
+        if let Some(name) = text.strip_prefix(REGISTRY) {
+            return Ok(Self::Registry(name.parse::<Reference>()?.with_domain()));
+        }
+        if let Some(name) = text.strip_prefix(APPC_PREFIX) {
+            return Ok(Self::Appc(name.trim_start_matches("//").parse()?));
+        }
+        if text.starts_with("https://") || text.starts_with("http://") {
+            return Url::parse(text).map(Self::Url).ok_or_else(|| SourceError::Url(text.to_owned()));
+        }
+        match Self::parse_local(text) {
+            // No other name has a comma in it.
+            Self::Named(text) if text.contains(',') => Ok(Self::Appc(text.parse()?)),
+            source => Ok(source),
         }
     }
 
@@ -48,8 +83,9 @@ impl ImageSource {
         {
             return Self::Path { format, path: rest.into() };
         }
-        let is_path =
-            matches!(text, STDIN | "." | "..") || ["/", "./", "../"].iter().any(|start| text.starts_with(start));
+        let is_path = matches!(text, STDIN | "." | "..")
+            || ["/", "./", "../"].iter().any(|start| text.starts_with(start))
+            || text.ends_with(ACI) && !text.contains(',');
         match is_path {
             true => Self::Path { format: Format::Any, path: text.into() },
             false => Self::Named(text.to_owned()),
@@ -98,11 +134,18 @@ mod tests {
             ("docker-archive:a.tar", path(Format::Docker, "a.tar")),
             ("-", path(Format::Any, "-")),
             ("docker://quay.io/a:1", ImageSource::Registry("quay.io/a:1".parse().unwrap())),
+            ("aci:x", path(Format::Aci, "x")),
+            ("x.aci", path(Format::Any, "x.aci")),
+            ("coreos.com/etcd,version=v2", ImageSource::Appc("coreos.com/etcd,version=v2".parse().unwrap())),
+            ("appc:coreos.com/etcd:v2", ImageSource::Appc("coreos.com/etcd,version=v2".parse().unwrap())),
+            ("https://a.example/x.aci", ImageSource::Url(Url::parse("https://a.example/x.aci").unwrap())),
             ("docker://etcd", ImageSource::Registry("docker.io/library/etcd".parse().unwrap())),
         ] {
             assert_eq!(ImageSource::parse(text), Ok(expected), "{text}");
         }
-        assert!(ImageSource::parse("docker://Not a name").is_err());
+        for bad in ["docker://Not a name", "a,b", "appc:A", "https://u:p@a.example/x.aci"] {
+            assert!(ImageSource::parse(bad).is_err(), "{bad}");
+        }
         assert_eq!(ImageSource::parse_path("etcd"), path(Format::Any, "etcd"));
     }
 

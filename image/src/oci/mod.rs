@@ -38,6 +38,8 @@ pub enum Format {
     Oci,
     /// An archive of `docker save`.
     Docker,
+    /// An App Container image.
+    Aci,
 }
 
 /// An image that has been found and whose documents are right.

@@ -3,7 +3,7 @@
 
 use std::cell::RefCell;
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io::{self, Read, Seek};
 use std::path::Path;
 
 use super::Store;
@@ -337,8 +337,17 @@ impl Store {
     pub fn spool(&self, stream: &mut dyn Read) -> Result<File, StoreError> {
         let tmp = self.tmp();
         let mut file = Scratch::file(&tmp).and_then(Scratch::anonymous).map_err(at(&tmp))?;
-        io::copy(stream, &mut file).map_err(at(&tmp))?;
+        io::copy(stream, &mut file).and_then(|_| file.rewind()).map_err(at(&tmp))?;
         Ok(file)
+    }
+
+    /// Whether this file looks like an image of appc.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn is_appc_file(file: &File) -> Result<bool, StoreError> {
+        let archive = file.try_clone().and_then(Archive::new).map_err(at("the image"))?;
+        Ok(archive.is_likely())
     }
 
     /// Whether the file at `path` looks like an image of appc.

@@ -49,6 +49,7 @@ pub use error::StoreError;
 pub use export::{Exported, LayerPacking};
 pub use fetch::{FetchOptions, Origin};
 pub use import::{ImportOptions, Imported};
+pub(crate) use lookup::APPC_PREFIX;
 pub use lookup::{Image, Layer, ResolvedImage, Step};
 pub(crate) use origins::Transport;
 pub use records::AppcRecord;

@@ -26,7 +26,7 @@ pub struct ExportArgs {
     /// Image: a name, or the beginning of an ID
     #[arg(value_name = "IMAGE")]
     pub image: String,
-    /// Directory to make; an archive if it ends with .tar; - for an archive on standard output
+    /// Directory to make; an archive if it ends with .tar; an appc image if it ends with .aci, of what came as one; - for an archive on standard output
     #[arg(value_name = "PATH")]
     pub path: PathBuf,
     /// How layers are packed
@@ -70,6 +70,10 @@ pub fn run(args: &ExportArgs, store: &Store) -> Result<u8> {
         store.export_archive(&args.image, &mut output, packing)?;
         return Ok(0);
     }
+    if args.path.extension().is_some_and(|extension| extension == "aci") {
+        write_whole(&args.path, |output| Ok(store.export_aci(&args.image, output)?))?;
+        return Ok(0);
+    }
     let exported = match args.path.extension().is_some_and(|extension| extension == "tar") {
         true => export_file(store, &args.image, &args.path, packing)?,
         false => store.export_directory(&args.image, &args.path, packing)?,
@@ -79,15 +83,20 @@ pub fn run(args: &ExportArgs, store: &Store) -> Result<u8> {
     Ok(0)
 }
 
-/// Writes an archive beside its place, and then there.
+/// Writes an archive.
 fn export_file(store: &Store, image: &str, path: &Path, packing: LayerPacking) -> Result<Exported> {
+    write_whole(path, |output| Ok(store.export_archive(image, output, packing)?))
+}
+
+/// Writes a file beside its place, and then there.
+fn write_whole<T>(path: &Path, fill: impl FnOnce(&mut dyn Write) -> Result<T>) -> Result<T> {
     let new = path.with_added_extension(format!("new-{}", std::process::id()));
-    let write = || -> Result<Exported> {
+    let write = || -> Result<T> {
         let mut output = BufWriter::with_capacity(1 << 20, File::create_new(&new)?);
-        let exported = store.export_archive(image, &mut output, packing)?;
+        let filled = fill(&mut output)?;
         output.flush()?;
         std::fs::rename(&new, path)?;
-        Ok(exported)
+        Ok(filled)
     };
     write().inspect_err(|_| drop(std::fs::remove_file(&new))).with_context(|| path.display().to_string())
 }

@@ -3,11 +3,12 @@
 use std::fmt::Write;
 
 use anyhow::Result;
-use podvm_image::{Image, ImageConfig, Store};
+use podvm_image::{AppcRecord, Image, ImageConfig, Store};
 use podvm_pod::manifest::ByteSize;
 use podvm_pod::timestamp::Timestamp;
 use serde::Serialize;
 
+use super::fetch::{shown_id, shown_names};
 use crate::output::{OutputArgs, print};
 
 /// Options of `podvm image inspect`.
@@ -32,13 +33,14 @@ struct Inspected {
     size_bytes: u64,
     layers: Vec<String>,
     config: ImageConfig,
+    appc: Option<AppcRecord>,
 }
 
 impl From<Image> for Inspected {
     fn from(image: Image) -> Self {
         Self {
-            id: image.id.to_string(),
-            names: image.names.iter().map(ToString::to_string).collect(),
+            id: shown_id(&image.id, image.appc.as_ref()),
+            names: shown_names(&image.names, image.appc.as_ref()),
             manifest_digest: image.manifest_digest.map(|digest| digest.to_string()),
             architecture: image.architecture,
             created: image.created,
@@ -46,6 +48,7 @@ impl From<Image> for Inspected {
             size_bytes: image.size,
             layers: image.layers.iter().map(ToString::to_string).collect(),
             config: image.config,
+            appc: image.appc,
         }
     }
 }
@@ -83,6 +86,16 @@ fn as_text(image: &Inspected) -> String {
         ("ports", joined(&config.exposed_ports)),
         ("volumes", joined(&config.volumes)),
     ];
+    if let Some(appc) = &image.appc {
+        let manifest = &appc.manifest;
+        fields.push(("signed by", appc.signer.clone()));
+        fields.push(("fetched from", appc.url.clone()));
+        let dependencies = manifest.dependencies.iter().map(|dependency| dependency.wanted().to_string());
+        fields.extend(one_line_each("dependency", dependencies.collect()));
+        let isolators = manifest.app.iter().flat_map(|app| &app.isolators);
+        let isolators = isolators.map(|isolator| format!("{} {}", isolator.name, isolator.value));
+        fields.extend(one_line_each("isolator", isolators.collect()));
+    }
     fields.extend(one_line_each("environment", config.env.clone()));
     fields.extend(one_line_each("label", labels()));
     fields.extend(one_line_each("layer", image.layers.clone()));
@@ -114,6 +127,7 @@ mod tests {
             size_bytes: 4096,
             layers: vec!["sha256:1".into()],
             config,
+            appc: None,
         };
         let text = as_text(&image);
         for line in

@@ -6,6 +6,7 @@ use podvm_pod::manifest::ByteSize;
 use podvm_pod::timestamp::Timestamp;
 use serde::Serialize;
 
+use super::fetch::{shown_id, shown_names};
 use crate::output::{OutputArgs, joined, print, table};
 
 /// Options of `podvm image list`.
@@ -31,8 +32,8 @@ struct Listed {
 impl From<Image> for Listed {
     fn from(image: Image) -> Self {
         Self {
-            id: image.id.to_string(),
-            names: image.names.iter().map(ToString::to_string).collect(),
+            id: shown_id(&image.id, image.appc.as_ref()),
+            names: shown_names(&image.names, image.appc.as_ref()),
             architecture: image.architecture,
             created: image.created,
             imported: Timestamp::from_seconds(image.imported).to_string(),
@@ -47,7 +48,10 @@ pub fn run(args: &ListArgs, store: &Store) -> Result<u8> {
     let images: Vec<Listed> = store.list()?.into_iter().map(Listed::from).collect();
     print(args.output, &images, |images| {
         let rows = images.iter().map(|image| {
-            let id = image.id.trim_start_matches("sha256:").chars().take(12).collect();
+            let id = image.id.trim_start_matches("sha256:");
+            // An ID of appc says which kind it is.
+            let shown = if id.starts_with("sha512-") { 19 } else { 12 };
+            let id = id.chars().take(shown).collect();
             let size = ByteSize(image.size_bytes).to_string();
             [joined(image.names.iter().cloned()), id, size, image.layers.to_string(), image.imported.clone()]
         });

@@ -28,10 +28,10 @@ use registries::InsecureArgs;
 /// `podvm image …`.
 #[derive(Debug, clap::Subcommand)]
 pub enum ImageCommand {
-    /// Fetch images from registries
+    /// Fetch images from registries, and appc images by discovery or URL
     #[command(visible_alias = "pull")]
     Fetch(fetch::FetchArgs),
-    /// Import an image from an OCI layout, an archive of one, or an archive of `docker save`
+    /// Import an image from an OCI layout, an archive of one, or an archive of `docker save`, or an appc image
     Import(import::ImportArgs),
     /// List images
     #[command(visible_alias = "ls")]
@@ -63,7 +63,7 @@ pub fn run(command: &ImageCommand, config: &Config) -> Result<u8> {
     let store = open_store(config)?;
     match command {
         ImageCommand::Fetch(args) => fetch::run(args, &checked(store, &args.registry.insecure, config), config),
-        ImageCommand::Import(args) => import::run(args, &checked(store, &args.insecure, config)),
+        ImageCommand::Import(args) => import::run(args, &checked(store, &args.registry.insecure, config), config),
         ImageCommand::List(args) => list::run(args, &store),
         ImageCommand::Inspect(args) => inspect::run(args, &store),
         ImageCommand::History(args) => history::run(args, &store),

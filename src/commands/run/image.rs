@@ -7,8 +7,11 @@
 use std::path::{Path, PathBuf};
 
 use podvm_image::{ImageConfig, ImageHealthcheck};
-use podvm_pod::manifest::{AppImage, AppName, EnvironmentVariable, Isolators, Protocol, UserSpec, VolumeName};
+use podvm_pod::manifest::{
+    AppImage, AppName, EnvironmentVariable, Isolators, Mount, PodManifest, Protocol, UserSpec, VolumeName,
+};
 
+use super::arguments::RunArgs;
 use super::error::PrepareError;
 
 const PORT_LABEL: &str = "io.podvm.port.";
@@ -167,6 +170,27 @@ impl ImageSettings {
             }
         }
     }
+}
+
+/// What is otherwise than images may mean, and what of appc images the user may have forgotten.
+pub fn remarks(args: &RunArgs, images: &[ImageSettings], manifest: &PodManifest) -> Vec<String> {
+    let mut lines: Vec<String> = images.iter().flat_map(|image| image.remarks.clone()).collect();
+    for (app, image) in manifest.apps.iter().zip(images).filter(|(_, image)| image.is_appc) {
+        for declared in &image.volumes {
+            let mount = app.mounts.iter().find(|mount| mount.path == declared.path);
+            let is_given = |mount: &Mount| args.volumes.iter().any(|volume| volume.name == mount.volume);
+            if let (Some(mount), Some(name)) = (mount, declared.names.first())
+                && !is_given(mount)
+            {
+                let path = declared.path.display();
+                lines.push(format!(
+                    "app {}: no --volume is given for {name} ({path}); it gets an empty one, which ends with the pod",
+                    app.name
+                ));
+            }
+        }
+    }
+    lines
 }
 
 /// A volume's name made from a part of a path; none when nothing of it can be in a name.

@@ -24,7 +24,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use podvm_image::source::STDIN;
-use podvm_image::{ImageSource, ImportOptions, ResolvedImage, Silent, Store};
+use podvm_image::{ImageSource, ImportOptions, Imported, ResolvedImage, Silent, Store};
 use podvm_pod::directory::PreparedPod;
 use podvm_pod::draft::write_whole;
 use podvm_pod::fault::{FaultPoint, reach};
@@ -102,10 +102,17 @@ fn from_images(
     for app in args.apps() {
         let wanted = app.image.as_deref().context("no IMAGE is named")?;
         let (image, resolved) = resolve(&fetcher, store, wanted)?;
-        images.push(ImageSettings::read(image, &resolved.config)?);
+        images.push(match &resolved.appc {
+            Some(appc) => ImageSettings::of_appc(image, &appc.manifest)?,
+            None => ImageSettings::read(image, &resolved.config)?,
+        });
         holds.push(resolved);
     }
-    Ok((manifest::assemble(args, &images, host, stage1)?, holds))
+    let manifest = manifest::assemble(args, &images, host, stage1)?;
+    if !args.quiet {
+        image::remarks(args, &images, &manifest).iter().for_each(|line| report(line));
+    }
+    Ok((manifest, holds))
 }
 
 /// Finds an image in the store, or fetches it first; imports it when it is named by its path.
@@ -117,10 +124,17 @@ fn resolve(fetcher: &Fetcher<'_>, store: &Store, wanted: &str) -> Result<(AppIma
             // An ID says nothing to who reads it later.
             let is_id = resolved.id.hex().starts_with(wanted.trim_start_matches("sha256:"));
             let known = if is_id { store.find(&wanted)?.names } else { Vec::new() };
-            (resolved, known.first().map_or(wanted, ToString::to_string))
+            let own = resolved.appc.as_ref().map(|appc| appc.manifest.full_name().to_string());
+            let name = own.or_else(|| known.first().map(ToString::to_string)).unwrap_or(wanted);
+            (resolved, name)
         }
+        ImageSource::Appc(name) => stored(fetcher.appc(&name)?, store)?,
+        ImageSource::Url(url) => stored(fetcher.url(&url)?, store)?,
         ImageSource::Path { path, .. } if path.as_os_str() == STDIN => {
             anyhow::bail!("standard input is the app's; import the image first: `podvm image import -`")
+        }
+        ImageSource::Path { format, path } if fetcher.is_aci(&path, format) => {
+            stored(fetcher.aci(&path, None, None)?, store)?
         }
         ImageSource::Path { format, path } => {
             let imported = store.import(&path, &ImportOptions { format, ..ImportOptions::default() }, &Silent)?;
@@ -130,6 +144,12 @@ fn resolve(fetcher: &Fetcher<'_>, store: &Store, wanted: &str) -> Result<(AppIma
     };
     let layers = resolved.layers.iter().map(|layer| layer.path.clone()).collect();
     Ok((AppImage { name, id: resolved.id.to_string(), layers }, resolved))
+}
+
+/// An image of appc that is there now, and its name.
+fn stored(imported: Imported, store: &Store) -> Result<(ResolvedImage, String)> {
+    let name = imported.appc.map(|appc| appc.manifest.full_name().to_string()).unwrap_or_default();
+    Ok((store.resolve(&imported.id.to_string())?, name))
 }
 
 /// What is otherwise than the user may think.
