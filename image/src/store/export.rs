@@ -117,10 +117,8 @@ impl Store {
 
     /// The image's configuration with the new layers' digests.
     fn new_config(&self, image: &ResolvedImage, diff_ids: Vec<String>) -> Result<Value, StoreError> {
-        let path = self.config_path(&image.id);
-        let bytes = fs::read(&path).map_err(at(&path))?;
-        let mut config: Value =
-            serde_json::from_slice(&bytes).map_err(|source| StoreError::Damaged { path, source })?;
+        let damaged = |source| StoreError::Damaged { path: self.config_path(&image.id), source };
+        let mut config: Value = serde_json::from_slice(&self.config(&image.id)?).map_err(damaged)?;
         config["rootfs"] = json!({"type": "layers", "diff_ids": diff_ids});
         Ok(config)
     }

@@ -12,7 +12,7 @@ use crate::appc::AppcName;
 use crate::appc::id::PREFIX as APPC_ID;
 use crate::digest::Digest;
 use crate::erofs::hides_lower_layers;
-use crate::oci::{ConfigFile, HistoryEntry, ImageConfig};
+use crate::oci::{ConfigFile, HistoryEntry, ImageConfig, OciError};
 use crate::reference::Reference;
 
 /// Fewest hex digits that count as the start of an id: shorter ones are more often mistyped names.
@@ -153,10 +153,9 @@ impl Store {
     pub fn history(&self, wanted: &str) -> Result<Vec<Step>, StoreError> {
         let id = self.find_id(wanted)?;
         let record = self.image_record(&id)?.ok_or_else(|| self.not_found(wanted))?;
-        let path = self.config_path(&id);
-        let config = fs::read(&path).map_err(at(&path))?;
-        let config: ConfigFile =
-            serde_json::from_slice(&config).map_err(|source| StoreError::Damaged { path, source })?;
+        let config = self.config(&id)?;
+        let damaged = |source| StoreError::Damaged { path: self.config_path(&id), source };
+        let config: ConfigFile = serde_json::from_slice(&config).map_err(damaged)?;
         let mut layers = record.layers.iter();
         let mut steps = Vec::new();
         let sized = |layer: &Digest| Ok::<_, StoreError>((*layer, self.stored_layer(layer)?.unwrap_or(0)));
@@ -169,6 +168,18 @@ impl Store {
             steps.push(Step { layer: Some(sized(layer)?), ..Step::default() });
         }
         Ok(steps)
+    }
+
+    /// An image's configuration, if it is the one that the image is named after.
+    pub(super) fn config(&self, id: &Digest) -> Result<Vec<u8>, StoreError> {
+        let path = self.config_path(id);
+        let bytes = fs::read(&path).map_err(at(&path))?;
+        let actual = Digest::of(&bytes);
+        if actual == *id {
+            return Ok(bytes);
+        }
+        let file = path.display().to_string();
+        Err(OciError::DigestMismatch { file, expected: *id, actual }.into())
     }
 
     /// An image's configuration as it came, byte for byte: the digest of it is the image's id.

@@ -30,7 +30,8 @@ Examples:
   podvm image fetch appc:coreos.com/etcd                  the same without a label
   podvm image fetch https://example.com/etcd.aci
 
-Logins are those of `podman login` and `docker login`. Mirrors, search and certificates: [registries] in the configuration.";
+Logins are those of `podman login` and `docker login`. Mirrors, search and certificates: [registries] in the configuration.
+Whose images are taken: policy.json, as podman's (containers-policy.json(5)).";
 
 /// Options of `podvm image fetch`.
 #[derive(Debug, clap::Args)]

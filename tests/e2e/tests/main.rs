@@ -23,4 +23,5 @@ mod round_trip;
 mod run;
 mod settings;
 mod systemd;
+mod trust;
 mod volumes;

@@ -8,9 +8,10 @@ use std::time::Duration;
 use podvm_e2e::{Host, layout, skip, wait_for};
 
 /// A running registry, which ends when it is dropped.
-struct Registry {
+pub struct Registry {
     process: Child,
-    host: String,
+    /// Host and port.
+    pub host: String,
 }
 
 impl Drop for Registry {
@@ -22,7 +23,7 @@ impl Drop for Registry {
 
 impl Registry {
     /// `None` where it, or what pushes to it, is not installed.
-    fn start(folder: &Path) -> Option<Self> {
+    pub fn start(folder: &Path) -> Option<Self> {
         let is_there = |name: &str| Command::new(name).arg("--version").stdout(Stdio::null()).status().is_ok();
         if !is_there("docker-registry") || !is_there("skopeo") {
             return None;
@@ -47,11 +48,17 @@ impl Registry {
         Some(registry)
     }
 
-    fn push(&self, image: &str, name: &str) -> String {
+    /// Pushes one of the tests' images; returns its full name.
+    pub fn push(&self, image: &str, name: &str) -> String {
+        self.push_layout(&layout(image), name)
+    }
+
+    /// Pushes the image of a layout as it is; returns its full name.
+    pub fn push_layout(&self, layout: &Path, name: &str) -> String {
         let name = format!("{}/{name}", self.host);
         let pushed = Command::new("skopeo")
-            .args(["copy", "--quiet", "--dest-tls-verify=false"])
-            .arg(format!("oci:{}", layout(image).display()))
+            .args(["copy", "--quiet", "--dest-tls-verify=false", "--preserve-digests"])
+            .arg(format!("oci:{}", layout.display()))
             .arg(format!("docker://{name}"))
             .status()
             .unwrap();
