@@ -16,6 +16,7 @@ mod invocation;
 mod private_host;
 mod snapshot;
 pub mod tree;
+mod web;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -24,6 +25,7 @@ pub use host::Host;
 pub use invocation::{Finished, Invocation, Running};
 pub use private_host::on_private_host;
 pub use snapshot::Snapshot;
+pub use web::Web;
 
 /// Says why a test does not run here, and ends it. `cargo xtask test` counts it as skipped.
 #[macro_export]
