@@ -183,7 +183,10 @@ impl<'a> Fetcher<'a> {
         match self.policy {
             PullPolicy::Never => Ok(as_imported(stored()?)),
             PullPolicy::New if let Ok(image) = stored() => Ok(as_imported(image)),
-            _ => self.fetch_anew(&name).with_context(|| format!("image {wanted} cannot be fetched")),
+            _ => self.fetch_anew(&name).with_context(|| match is_appc_like(wanted) {
+                true => format!("image {wanted} cannot be fetched (as an appc image it would be appc:{wanted})"),
+                false => cannot(&wanted),
+            }),
         }
     }
 
@@ -258,6 +261,12 @@ impl<'a> Fetcher<'a> {
         let watch = Watch::new(self.quiet);
         Ok(self.store.fetch(name, &self.registries, &FetchOptions::default(), &watch)?)
     }
+}
+
+/// Whether a name may be meant as one of appc: with a host in it, but no tag.
+fn is_appc_like(name: &str) -> bool {
+    let is_host = |host: &str| host.contains('.') && !host.contains(':');
+    name.split_once('/').is_some_and(|(host, path)| is_host(host) && !path.contains([':', '@']))
 }
 
 fn cannot(name: &dyn std::fmt::Display) -> String {

@@ -18,7 +18,7 @@ const HEALTH: &str = "Health and restarts (for each image)";
 #[derive(Debug, Clone, Args)]
 pub struct AppArgs {
     /// Image to run: a name, which is fetched if it is not stored, the beginning of a stored image's ID, or the path of an
-    /// OCI layout or archive
+    /// OCI layout or archive or an appc image; names of appc images have labels (NAME,version=1.0) or begin with appc:
     #[arg(value_name = "IMAGE")]
     pub image: Option<String>,
     /// Arguments for the image's program, instead of those the image gives

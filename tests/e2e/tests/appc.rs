@@ -13,9 +13,13 @@ const NAME: &str = "coreos.com/etcd,version=v2.2.0-alpha.0";
 const ARCHIVE: &str = "/images/coreos.com/etcd-v2.2.0-alpha.0-linux-amd64.aci";
 const CLIENT: &str = "http://127.0.0.1:2379";
 
+fn version_label() -> Value {
+    json!({"name": "version", "value": "v2.2.0-alpha.0"})
+}
+
 /// A manifest of an image with this name; `more` is added.
 fn manifest(name: &str, more: Value) -> Value {
-    let version = json!({"name": "version", "value": "v2.2.0-alpha.0"});
+    let version = version_label();
     let mut manifest = json!({
         "acKind": "ImageManifest", "acVersion": "0.8.11", "name": name,
         "labels": [version, {"name": "os", "value": "linux"}, {"name": "arch", "value": "amd64"}],
@@ -198,6 +202,17 @@ fn a_signed_etcd_is_run_by_its_appc_name() {
     let ended = first.wait(A_WHILE).expect_code(0);
     assert!(ended.stderr.contains("port client is to be passed as an open socket"), "{ended}");
     assert!(host.directory("data").join("member").is_dir(), "the data is on the host");
+
+    // Two that are placed upon each other.
+    for (name, on) in [("one", "two"), ("two", "one")] {
+        let upon = json!({"dependencies": [{"imageName": format!("coreos.com/{on}"), "labels": [version_label()]}]});
+        let path = format!("/images/coreos.com/{name}-v2.2.0-alpha.0-linux-amd64.aci");
+        let root = host.directory(&format!("root-of-{name}"));
+        let archive = pack(&host, name, &manifest(&format!("coreos.com/{name}"), upon), &root, "-cf");
+        web.put(&path, fs::read(archive).unwrap());
+    }
+    let circle = ["image", "fetch", "--insecure-options=image", "coreos.com/one,version=v2.2.0-alpha.0"];
+    client.refused(&circle, "lead back to it");
 
     // Stored, it needs its server no more.
     for page in ["/?ac-discovery=1", ARCHIVE] {

@@ -227,7 +227,7 @@ fn an_exported_archive_has_the_same_manifest_and_files() {
     assert!(matches!(place.store.export_aci("oci", &mut Vec::new()), Err(StoreError::NotAppc(_))));
 }
 
-/// A server with one file, which can say that it has not changed and give parts of it. Cuts its first answer short.
+/// A server with one file, which can say that it has not changed and give parts of it. Its first answers are cut short.
 fn server(bytes: Vec<u8>, asked: std::sync::Arc<Mutex<Vec<String>>>, cuts: usize) -> Server {
     let cut = AtomicUsize::new(cuts);
     Server::start(move |seen| {
@@ -245,7 +245,7 @@ fn server(bytes: Vec<u8>, asked: std::sync::Arc<Mutex<Vec<String>>>, cuts: usize
             false => Reply::new(200, &bytes[..]),
         };
         if cut.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok() {
-            reply.stall = Some((bytes.len() / 2, Duration::ZERO));
+            reply.stall = Some((reply.body.len() / 2, Duration::ZERO));
         }
         reply.header("ETag", "\"one\"")
     })
@@ -266,6 +266,24 @@ fn a_transfer_that_is_cut_goes_on_and_the_same_file_is_not_sent_again() {
     let again = with(&place, None, |appc| appc.url(&url)).unwrap();
     assert_eq!((again.id, again.present), (first.id, 1));
     assert_eq!(*asked.lock().unwrap(), ["0 ".to_owned(), format!("{half} "), "0 \"one\"".to_owned()]);
+    assert_eq!(fs::read_dir(place.store.partial()).unwrap().count(), 0);
+    place.assert_clean();
+}
+
+#[test]
+fn what_had_arrived_when_a_fetch_failed_is_not_asked_for_again() {
+    let place = Place::new();
+    let asked = std::sync::Arc::new(Mutex::new(Vec::new()));
+    let bytes = aci(&manifest("a", json!({})), &[Member::file("f", vec![b'x'; 100_000])]);
+    let server = server(bytes.clone(), std::sync::Arc::clone(&asked), 3);
+    let url = Url::parse(&format!("http://{}/x.aci", server.host())).unwrap();
+    let message = with(&place, None, |appc| appc.url(&url)).unwrap_err().to_string();
+    assert!(message.contains("without progress"), "{message}");
+    assert_eq!(place.store.verify(false).unwrap().len(), 0);
+    let had = asked.lock().unwrap().len();
+    with(&place, None, |appc| appc.url(&url)).unwrap();
+    let from: usize = asked.lock().unwrap()[had].trim().parse().unwrap();
+    assert!(from > bytes.len() * 3 / 4, "{from}");
     assert_eq!(fs::read_dir(place.store.partial()).unwrap().count(), 0);
     place.assert_clean();
 }
