@@ -159,9 +159,7 @@ impl<'a> AppcFetch<'a> {
             None => self.store.fetched_from(url)?,
         };
         let complete = known.as_ref().map(|(id, _)| self.store.if_stored(id)).transpose()?.flatten();
-        // What was once taken without a signature must have one now.
-        let counts = |imported: &Imported| imported.appc.as_ref().is_some_and(|appc| appc.signer.is_some());
-        let complete = complete.filter(|imported| self.options.keys.is_none() || counts(imported));
+        let complete = complete.filter(|imported| self.counts(imported));
         let validator = known.as_ref().and_then(|(_, validator)| validator.as_deref());
         let wanted = Wanted { url, what: &what, most, known: validator.filter(|_| complete.is_some()) };
         let importing = self.store.importing()?;
@@ -210,6 +208,12 @@ impl<'a> AppcFetch<'a> {
         imported
     }
 
+    /// What was once taken without a signature must have one when they are checked, by one who is still trusted.
+    fn counts(&self, imported: &Imported) -> bool {
+        let Some(keys) = self.options.keys else { return true };
+        imported.appc.as_ref().is_some_and(|appc| appc.counts(keys))
+    }
+
     fn go_deeper(&self, name: &str) -> Result<(), StoreError> {
         let mut under_way = self.under_way.borrow_mut();
         if let Some(at) = under_way.iter().position(|known| known == name) {
@@ -238,7 +242,8 @@ impl<'a> AppcFetch<'a> {
             Some(id) => self.store.find_id(&id.to_string()).ok(),
             None => self.store.find_appc(&wanted)?,
         };
-        if let Some(imported) = stored.map(|id| self.store.if_stored(&id)).transpose()?.flatten() {
+        let stored = stored.map(|id| self.store.if_stored(&id)).transpose()?.flatten();
+        if let Some(imported) = stored.filter(|imported| self.counts(imported)) {
             return Ok(imported.id);
         }
         if !self.options.online {

@@ -62,7 +62,7 @@ use scratch::Lock;
 
 use crate::digest::Digest;
 use crate::registry::DEFAULT_SEARCH;
-use crate::trust::PolicyFile;
+use crate::trust::{Keyring, PolicyFile};
 
 /// Where the store is when nothing else is said.
 pub const DEFAULT_ROOT: &str = "/var/lib/podvm/images";
@@ -75,12 +75,19 @@ pub struct Store {
     search: Vec<String>,
     /// What images are held against, if anything.
     policy: Option<PolicyFile>,
+    /// Whose images of appc are taken.
+    keys: Keyring,
 }
 
 impl Store {
     /// Opens the store at `root`, making it if need be.
     pub fn open(root: impl Into<PathBuf>) -> Result<Self, StoreError> {
-        let store = Self { root: root.into(), search: vec![DEFAULT_SEARCH.to_owned()], policy: None };
+        let store = Self {
+            root: root.into(),
+            search: vec![DEFAULT_SEARCH.to_owned()],
+            policy: None,
+            keys: Keyring::new(Vec::new()),
+        };
         if let Some(parent) = store.root.parent() {
             fs::create_dir_all(parent).map_err(at(parent))?;
         }

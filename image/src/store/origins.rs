@@ -15,7 +15,7 @@ use super::scratch::Lock;
 use crate::digest::Digest;
 use crate::reference::Reference;
 use crate::trust::identity::{DOCKER_ARCHIVE, OCI, OCI_ARCHIVE};
-use crate::trust::{Evidence, Identity, Policy, PolicyFile, SigstoreSignature};
+use crate::trust::{Evidence, Identity, Keyring, Policy, PolicyFile, SigstoreSignature};
 
 /// Most origins of one image that are remembered.
 const MAX_ORIGINS: usize = 100;
@@ -94,9 +94,10 @@ impl Origin {
 }
 
 impl Store {
-    /// The store, whose images are held against a policy: when they come, and when pods are to be made of them.
-    pub fn trusting(self, policy: PolicyFile) -> Self {
-        Self { policy: Some(policy), ..self }
+    /// The store, whose images are held against a policy, when they come and when pods are to be made of them, and those of appc against
+    /// these keys when pods are to be made of them.
+    pub fn trusting(self, policy: PolicyFile, keys: Keyring) -> Self {
+        Self { policy: Some(policy), keys, ..self }
     }
 
     /// The policy, if images are held against one.
@@ -112,8 +113,8 @@ impl Store {
         }
     }
 
-    /// Refuses a stored image that nobody vouches for: an image of appc that was fetched without a signature, or another that the policy
-    /// does not take. What is asked for by its name must have come under it; of what is asked for by
+    /// Refuses a stored image that nobody vouches for: an image of appc that was fetched without a signature or whose signer is no longer
+    /// trusted, or another that the policy does not take. What is asked for by its name must have come under it; of what is asked for by
     /// its ID, one origin is enough.
     pub(super) fn check_stored(&self, wanted: &str, image: &ResolvedImage) -> Result<(), StoreError> {
         if self.policy.is_none() {
@@ -121,12 +122,16 @@ impl Store {
         }
         if let Some(appc) = &image.appc {
             // Whose are trusted is for keys to say, not for the policy. What was imported from a file is its importer's own.
-            return match (&appc.signer, &appc.url) {
+            return match (appc.signer_fingerprint(), &appc.url) {
+                (Some(fingerprint), _) => {
+                    let checked = self.keys.check_signer(&appc.manifest.name, fingerprint);
+                    checked.map_err(|error| StoreError::Trust(Box::new(error)))
+                }
                 (None, Some(url)) => {
                     let why = "it was fetched when signatures were not checked; fetch it again".to_owned();
                     Err(StoreError::Unsigned { what: url.clone(), why })
                 }
-                _ => Ok(()),
+                (None, None) => Ok(()),
             };
         }
         let id = &image.id;

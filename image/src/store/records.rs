@@ -15,6 +15,7 @@ use crate::appc::{ImageId, ImageManifest};
 use crate::digest::Digest;
 use crate::oci::{ImageConfig, Platform};
 use crate::reference::Reference;
+use crate::trust::Keyring;
 
 /// Version of all records. A reader refuses what is newer than itself.
 pub(super) const VERSION: u32 = 1;
@@ -94,6 +95,22 @@ impl ImageRecord {
             layers,
             config: ImageConfig::default(),
             appc: None,
+        }
+    }
+}
+
+impl AppcRecord {
+    /// The fingerprint of the key that has signed it.
+    pub fn signer_fingerprint(&self) -> Option<&str> {
+        self.signer.as_deref().and_then(|signer| signer.split(' ').next())
+    }
+
+    /// Whether it may be used where signatures are checked: what was taken from a server must have one, and whoever has signed
+    /// must still be trusted.
+    pub fn counts(&self, keys: &Keyring) -> bool {
+        match self.signer_fingerprint() {
+            Some(fingerprint) => keys.check_signer(&self.manifest.name, fingerprint).is_ok(),
+            None => self.url.is_none(),
         }
     }
 }

@@ -114,6 +114,17 @@ pub enum TrustError {
         /// What helps; begins with a semicolon, or empty.
         hint: String,
     },
+    /// Who was trusted when it came is so no longer.
+    #[error(
+        "{name}: the key {fingerprint}, by which it is signed, is no longer trusted for it; fetch it again if it has another \
+         signature by now, or trust the key by `podvm trust add --prefix {name}`"
+    )]
+    NoLonger {
+        /// The image.
+        name: String,
+        /// The key.
+        fingerprint: String,
+    },
     /// The keys cannot be read.
     #[error(transparent)]
     Keyring(#[from] KeyringError),
@@ -218,6 +229,26 @@ impl Keyring {
             };
             TrustError::Signature { name: name.to_owned(), source, hint }
         })
+    }
+
+    /// Checks that a key that has signed an image of this name is still trusted for it, and not revoked. That it has expired since the
+    /// signature was checked does not matter.
+    ///
+    /// # Errors
+    /// [`TrustError`].
+    pub fn check_signer(&self, name: &str, fingerprint: &str) -> Result<(), TrustError> {
+        let no_longer = || TrustError::NoLonger { name: name.to_owned(), fingerprint: fingerprint.to_owned() };
+        let wanted = fingerprint.to_ascii_lowercase();
+        let mut found = false;
+        for ((_, file), path) in self.files()?.iter().filter(|((scope, file), _)| scope.covers(name) && *file == wanted)
+        {
+            found = true;
+            // A copy that was added with its revocation tells for all.
+            if read_key(file, path)?.describe().is_revoked {
+                return Err(no_longer());
+            }
+        }
+        if found { Ok(()) } else { Err(no_longer()) }
     }
 
     /// What helps when a signature is by keys that are not trusted for an image.

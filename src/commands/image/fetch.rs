@@ -237,9 +237,9 @@ impl<'a> Fetcher<'a> {
         }
     }
 
-    /// What was once taken from a server without a signature must have one when they are checked.
+    /// What was once taken from a server without a signature must have one when they are checked, by one who is still trusted.
     fn counts(&self, imported: &Imported) -> bool {
-        !self.checks_images || imported.appc.as_ref().is_some_and(|appc| appc.signer.is_some() || appc.url.is_none())
+        !self.checks_images || imported.appc.as_ref().is_some_and(|appc| appc.counts(&self.keys))
     }
 
     fn with_appc<T>(&self, work: impl FnOnce(&AppcFetch<'_>) -> Result<T, StoreError>) -> Result<T> {

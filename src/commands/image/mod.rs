@@ -18,6 +18,7 @@ use std::io;
 use std::path::Path;
 
 use anyhow::Result;
+use podvm_image::trust::Keyring;
 use podvm_image::{Digest, Store, StoreError, Uses};
 use podvm_pod::PodsRoot;
 use podvm_pod::directory::{DirectoryError, PodState};
@@ -85,7 +86,10 @@ pub fn open_store(config: &Config) -> Result<Store, StoreError> {
 
 /// The store for commands that bring images or run them: those are held against the host's policy, unless that check is left out.
 pub fn checked(store: Store, insecure: &InsecureArgs, config: &Config) -> Store {
-    if insecure.checks_images(config) { store.trusting(config.trust.policy.clone()) } else { store }
+    if !insecure.checks_images(config) {
+        return store;
+    }
+    store.trusting(config.trust.policy.clone(), Keyring::new(config.trust.keys.clone()))
 }
 
 /// What pods that run, or are yet to, need of the store. What has ended needs nothing.

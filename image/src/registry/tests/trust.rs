@@ -11,7 +11,7 @@ use ring::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair};
 
 use super::*;
 use crate::store::ImportOptions;
-use crate::trust::PolicyFile;
+use crate::trust::{Keyring, PolicyFile};
 
 /// Begins every P-256 key in a `SubjectPublicKeyInfo`.
 const P256: &str = "3059301306072a8648ce3d020106082a8648ce3d030107034200";
@@ -67,7 +67,7 @@ impl Place {
         let path = self.directory.path().join("policy.json");
         fs::write(&path, policy).unwrap();
         let store = Store::open(self.directory.path().join("images")).unwrap();
-        self.store = store.trusting(PolicyFile { paths: vec![path], is_required: true });
+        self.store = store.trusting(PolicyFile { paths: vec![path], is_required: true }, Keyring::new(Vec::new()));
     }
 
     /// Requires signatures by a key of all images from `scope`, and lets nothing else in.

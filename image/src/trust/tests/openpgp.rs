@@ -168,6 +168,21 @@ fn a_key_of_the_system_is_taken_out_by_an_empty_file() {
 }
 
 #[test]
+fn a_signer_is_trusted_as_long_as_the_key_is() {
+    let (_directory, keyring) = trusting(&prefix("example.com/team"), fixture!("alice.key"));
+    let fingerprint = key(fixture!("alice.key")).fingerprint();
+    keyring.check_signer(NAME, &fingerprint).unwrap();
+    assert!(keyring.check_signer("example.com/other", &fingerprint).is_err());
+    keyring.add(&Scope::Root, &key(fixture!("revoked.key"))).unwrap();
+    let error = keyring.check_signer(NAME, &fingerprint).unwrap_err().to_string();
+    assert!(error.contains("no longer trusted") && error.contains(&fingerprint), "{error}");
+    keyring.remove(&Scope::Root, &fingerprint).unwrap();
+    keyring.check_signer(NAME, &fingerprint).unwrap();
+    keyring.remove(&prefix("example.com/team"), &fingerprint).unwrap();
+    assert!(keyring.check_signer(NAME, &fingerprint).is_err());
+}
+
+#[test]
 fn a_damaged_file_of_a_key_is_named() {
     let (_directory, keyring) = keyring();
     let path = keyring.add(&Scope::Root, &key(fixture!("alice.key"))).unwrap();
