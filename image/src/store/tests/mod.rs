@@ -8,6 +8,7 @@ mod import;
 mod lookup;
 mod removal;
 mod render;
+mod signer;
 pub(crate) mod steps;
 
 use std::cell::Cell;
