@@ -1,4 +1,4 @@
-//! `cargo xtask image-bench`: what fetching images costs, beside podman, from a registry on this host's loopback.
+//! `cargo xtask image-bench`: what fetching images costs, beside podman, skopeo and umoci, from a registry on this host's loopback.
 
 use std::process::ExitCode;
 

@@ -40,7 +40,7 @@ enum Command {
     },
     /// Measures what booting a guest costs, beside QEMU's microvm
     Bench(bench::Arguments),
-    /// Measures what fetching images costs, beside podman
+    /// Measures what fetching images costs, beside podman, skopeo and umoci
     ImageBench(image_bench::Arguments),
     /// Measures what starting a pod behind namespaces takes, beside crun and runc
     StartBench(start_bench::Arguments),

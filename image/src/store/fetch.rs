@@ -109,6 +109,7 @@ impl Store {
                 let manifest = self.image_record(&record.id)?.and_then(|image| image.manifest_digest);
                 self.keep_origin(&record.id, &check(different(manifest, record.digest))?)?;
             }
+            self.note_use(&record.id);
             return Ok(imported);
         }
         let tmp = self.tmp();

@@ -2,7 +2,10 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_NOW, utimensat};
 
 use super::Store;
 use super::error::{StoreError, at};
@@ -37,6 +40,8 @@ pub struct Image {
     pub created: Option<String>,
     /// When it was imported, in seconds since 1970.
     pub imported: u64,
+    /// When it was last imported, fetched, or asked for to be run, in seconds since 1970.
+    pub used: u64,
     /// Bytes of its layers in the store, those it shares with others included.
     pub size: u64,
     /// The layers' names in the store, lowest first.
@@ -116,6 +121,7 @@ impl Store {
             })
             .collect::<Result<Vec<_>, _>>()?;
         let layers = seen(layers)?;
+        self.note_use(&id);
         Ok(ResolvedImage { id, config: record.config, layers, appc: record.appc, _hold: hold })
     }
 
@@ -123,8 +129,8 @@ impl Store {
     pub fn find(&self, wanted: &str) -> Result<Image, StoreError> {
         let id = self.find_id(wanted)?;
         let record = self.image_record(&id)?.ok_or_else(|| self.not_found(wanted))?;
-        let names = self.names_of(&id)?;
-        Ok(image(record, names))
+        let (names, used) = (self.names_of(&id)?, self.last_use(&id));
+        Ok(image(record, names, used))
     }
 
     /// All images, by name; those without a name last.
@@ -137,7 +143,7 @@ impl Store {
         for id in self.all_images()? {
             // One removed meanwhile is simply not there.
             if let Some(record) = self.image_record(&id)? {
-                images.push(image(record, names.remove(&id).unwrap_or_default()));
+                images.push(image(record, names.remove(&id).unwrap_or_default(), self.last_use(&id)));
             }
         }
         images.sort_by(|a, b| {
@@ -180,6 +186,19 @@ impl Store {
         }
         let file = path.display().to_string();
         Err(OciError::DigestMismatch { file, expected: *id, actual }.into())
+    }
+
+    /// Notes that an image is used now, by the time of its record. That it cannot be noted, as in a store that is only to be read,
+    /// keeps nobody from using it.
+    pub(super) fn note_use(&self, id: &Digest) {
+        let path = self.image_directory(id).join("image.json");
+        let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
+        let _ = utimensat(CWD, &path, &Timestamps { last_access: now, last_modification: now }, AtFlags::empty());
+    }
+
+    fn last_use(&self, id: &Digest) -> u64 {
+        let record = fs::metadata(self.image_directory(id).join("image.json"));
+        record.map_or(0, |record| u64::try_from(record.mtime()).unwrap_or(0))
     }
 
     /// An image's configuration as it came, byte for byte: the digest of it is the image's id.
@@ -321,8 +340,9 @@ fn only_one(wanted: &str, mut fitting: Vec<(Digest, String)>) -> Option<Result<D
     }
 }
 
-fn image(record: ImageRecord, names: Vec<Reference>) -> Image {
+fn image(record: ImageRecord, names: Vec<Reference>, used: u64) -> Image {
     Image {
+        used: used.max(record.imported),
         id: record.id,
         manifest_digest: record.manifest_digest,
         names,

@@ -14,7 +14,7 @@ use crate::output::{OutputArgs, print};
 /// Options of `podvm image gc`.
 #[derive(Debug, clap::Args)]
 pub struct GcArgs {
-    /// Also remove images that came longer ago than this, such as 24h or 30m, and that no pod uses
+    /// Also remove images that came or were last used longer ago than this, such as 24h or 30m, and that no pod uses
     #[arg(long, value_name = "TIME")]
     pub grace_period: Option<Wait>,
     /// Form of the output.
@@ -48,7 +48,7 @@ struct Collected {
 pub fn run(args: &GcArgs, store: &Store, pods: &PodsRoot) -> Result<u8> {
     let now = Timestamp::now().seconds();
     let is_old = |image: &Image| {
-        args.grace_period.as_ref().is_some_and(|grace| now.saturating_sub(image.imported) >= grace.0.as_secs())
+        args.grace_period.as_ref().is_some_and(|grace| now.saturating_sub(image.used) >= grace.0.as_secs())
     };
     collect(store, pods, args.output, &is_old)
 }

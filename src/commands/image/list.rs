@@ -25,6 +25,7 @@ struct Listed {
     architecture: String,
     created: Option<String>,
     imported: String,
+    last_used: String,
     size_bytes: u64,
     layers: usize,
 }
@@ -37,6 +38,7 @@ impl From<Image> for Listed {
             architecture: image.architecture,
             created: image.created,
             imported: Timestamp::from_seconds(image.imported).to_string(),
+            last_used: Timestamp::from_seconds(image.used).to_string(),
             size_bytes: image.size,
             layers: image.layers.len(),
         }

@@ -73,7 +73,7 @@ pub fn run(command: &ImageCommand, config: &Config) -> Result<u8> {
         ImageCommand::Render(args) => render::render(args, &store),
         ImageCommand::Extract(args) => render::extract(args, &store),
         ImageCommand::Verify(args) => verify::run(args, &store),
-        ImageCommand::Rm(args) => Ok(rm::run(args, &store, &config.pods())),
+        ImageCommand::Rm(args) => rm::run(args, &store, &config.pods()),
         ImageCommand::Gc(args) => gc::run(args, &store, &config.pods()),
         ImageCommand::Prune(args) => gc::prune(args, &store, &config.pods()),
     }

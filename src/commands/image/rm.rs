@@ -1,10 +1,12 @@
 //! `podvm image rm`.
 
+use anyhow::Result;
 use podvm_image::Store;
 use podvm_pod::PodsRoot;
+use serde::Serialize;
 
 use super::uses;
-use crate::output::print_text;
+use crate::output::{OutputArgs, print};
 use crate::{chain, report};
 
 /// Options of `podvm image rm`.
@@ -13,24 +15,45 @@ pub struct RmArgs {
     /// Images: names, or beginnings of IDs. Of an image with several names, only the one given is removed
     #[arg(value_name = "IMAGE", required = true)]
     pub images: Vec<String>,
+    /// Form of the output.
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// What was done for one image.
+#[derive(Debug, Serialize)]
+struct Removed {
+    id: String,
+    /// Names that are gone.
+    names: Vec<String>,
+    /// Whether the image is gone with them.
+    image_removed: bool,
+    freed_bytes: u64,
 }
 
 /// Removes images; one that cannot be removed does not keep the others from it.
-pub fn run(args: &RmArgs, store: &Store, pods: &PodsRoot) -> u8 {
-    let mut code = 0;
+pub fn run(args: &RmArgs, store: &Store, pods: &PodsRoot) -> Result<u8> {
+    let (mut all, mut code) = (Vec::new(), 0);
     for image in &args.images {
         match store.remove(image, &|| uses(pods)) {
-            Ok(removed) => {
-                removed.names.iter().for_each(|name| print_text(&format!("{name}\n")));
-                if removed.image {
-                    print_text(&format!("{}\n", removed.id));
-                }
-            }
+            Ok(removed) => all.push(Removed {
+                id: removed.id.to_string(),
+                names: removed.names.iter().map(ToString::to_string).collect(),
+                image_removed: removed.image,
+                freed_bytes: removed.collected.bytes,
+            }),
             Err(error) => {
                 report(&chain(&error.into()));
                 code = podvm_pod::exit::PODVM_ERROR;
             }
         }
     }
-    code
+    print(args.output, &all, |all| {
+        let lines = all.iter().map(|removed| {
+            let names: String = removed.names.iter().map(|name| format!("{name}\n")).collect();
+            if removed.image_removed { format!("{names}{}\n", removed.id) } else { names }
+        });
+        lines.collect()
+    })?;
+    Ok(code)
 }

@@ -86,3 +86,18 @@ fn the_configuration_is_kept_as_it_came() {
     assert_eq!(kept, config(host_architecture(), &[Digest::of(&layer("x"))]));
     assert!(fs::read(place.store.manifest_path(&id)).unwrap().starts_with(b"{"));
 }
+
+#[test]
+fn the_last_use_of_an_image_is_known() {
+    let place = Place::new();
+    let id = place.simple("app", "x").id;
+    let long_ago = std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+    let record = fs::File::open(place.store.image_directory(&id).join("image.json")).unwrap();
+    record.set_times(fs::FileTimes::new().set_modified(long_ago)).unwrap();
+    let before = place.store.find("app").unwrap();
+    assert_eq!(before.used, before.imported, "it was not used before it came");
+    record.set_times(fs::FileTimes::new().set_modified(long_ago + Duration::from_secs(4_000_000_000))).unwrap();
+    assert_eq!(place.store.list().unwrap()[0].used, 5_000_000_000);
+    drop(place.store.resolve("app").unwrap());
+    assert!(place.store.find("app").unwrap().used < 5_000_000_000, "it was used now");
+}

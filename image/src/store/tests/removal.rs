@@ -101,3 +101,56 @@ fn uses_are_asked_only_when_an_image_would_go() {
     assert!(place.store.remove("none", &uses).is_err());
     assert_eq!(asked.get(), 0);
 }
+
+#[test]
+fn imports_starts_removals_and_collections_at_once_lose_nothing_that_is_held() {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    let place = Place::new();
+    let shared = layer("shared");
+    let paths: Vec<PathBuf> = (0..3)
+        .map(|number| {
+            let layers = [shared.clone(), layer(&format!("own {number}"))];
+            place.layout(&format!("app{number}"), &layout("1", Packing::Zstd, &layers))
+        })
+        .collect();
+    let (rounds, started) = (40, AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        for (number, path) in paths.iter().enumerate() {
+            let (place, started) = (&place, &started);
+            scope.spawn(move || {
+                for _ in 0..rounds {
+                    place.import(path).unwrap();
+                    // As a start does: what it has found stays until it lets go of it.
+                    let Ok(image) = place.store.resolve(&format!("app{number}:1")) else { continue };
+                    started.fetch_add(1, Ordering::SeqCst);
+                    std::thread::sleep(Duration::from_millis(1));
+                    assert!(image.layers.iter().all(|layer| layer.path.exists()));
+                }
+            });
+            scope.spawn(move || {
+                for _ in 0..rounds {
+                    match place.store.remove(&format!("app{number}:1"), &unused) {
+                        Ok(_) | Err(StoreError::NotFound { .. }) => {}
+                        Err(error) => panic!("{error}"),
+                    }
+                }
+            });
+        }
+        scope.spawn(|| {
+            for _ in 0..rounds {
+                place.store.gc(&unused).unwrap();
+                place.store.list().unwrap();
+                let problems = place.store.verify(false).unwrap();
+                // An image may lose its layers' names between two looks, but never a layer that its record needs.
+                assert!(problems.iter().all(|problem| problem.to_string().contains("stands for")), "{problems:?}");
+            }
+        });
+    });
+    assert!(started.into_inner() > 0);
+    place.settle("at the end");
+    place.assert_clean();
+    for (number, path) in paths.iter().enumerate() {
+        place.import(path).unwrap();
+        assert_eq!(place.store.resolve(&format!("app{number}:1")).unwrap().layers.len(), 2);
+    }
+}

@@ -1,6 +1,7 @@
 //! Whatever is killed, at whatever moment: a collection brings the host back to what it was.
 
 mod directories;
+mod images;
 mod moments;
 mod points;
 mod together;
