@@ -237,6 +237,8 @@ impl Store {
                 layers.iter().map(|(layer, _)| *layer).collect(),
             )
         };
+        // A removal sees the image with its names or not at all.
+        let _hold = self.using()?;
         self.store_image(&record, &config_bytes, &survey.manifest_bytes)?;
         for name in names {
             self.set_name(name, id, None)?;

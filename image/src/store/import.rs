@@ -144,6 +144,8 @@ impl Store {
             config: config.config.clone(),
             ..ImageRecord::new(found.id, &config.platform, config.created.clone(), size, diff_ids)
         };
+        // A removal sees the image with its names or not at all.
+        let _hold = self.using()?;
         self.store_image(&record, &found.config, &found.manifest)?;
         self.keep_origin(&found.id, origin)?;
         for name in &names {

@@ -79,6 +79,10 @@ impl Store {
             let Some(hex) = file.strip_suffix(".erofs") else { continue };
             let Ok(diff_id) = Digest::from_hex(hex) else { continue };
             if let Some(problem) = self.verify_layer(&diff_id) {
+                // Removed meanwhile.
+                if !self.blob_path(&diff_id).exists() {
+                    continue;
+                }
                 if repair {
                     let path = self.blob_path(&diff_id);
                     fs::remove_file(&path).map_err(at(path))?;
@@ -91,7 +95,8 @@ impl Store {
             self.verify_image(id, &mut problems)?;
         }
         for (image, name) in self.all_names()?.into_iter().map(|(name, id)| (id, name)) {
-            if !images.contains(&image) {
+            let is_there = images.contains(&image) || self.image_directory(&image).exists();
+            if !is_there && self.named(&name)? == Some(image) {
                 problems.push(Problem::NameLeadsNowhere { name, image });
             }
         }
@@ -129,18 +134,24 @@ impl Store {
             }
         };
         let path = self.config_path(id);
-        let actual = Digest::of(&fs::read(&path).map_err(at(path))?);
+        let config = fs::read(&path).map_err(at(path));
+        let mut missing = Vec::new();
+        for layer in record.layers {
+            if self.stored_layer(&layer)?.is_none() {
+                missing.push(Problem::LayerMissing { image: *id, layer });
+            }
+        }
+        if !self.image_directory(id).exists() {
+            return Ok(());
+        }
+        let actual = Digest::of(&config?);
         if actual != *id {
             problems.push(Problem::ConfigChanged { image: *id, actual });
         }
         if let Err(error) = self.origins(id) {
             problems.push(Problem::Record(error));
         }
-        for layer in record.layers {
-            if self.stored_layer(&layer)?.is_none() {
-                problems.push(Problem::LayerMissing { image: *id, layer });
-            }
-        }
+        problems.append(&mut missing);
         Ok(())
     }
 }
