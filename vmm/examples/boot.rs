@@ -17,7 +17,7 @@ use podvm_vmm::boot::BootFile;
 use podvm_vmm::devices::block::{Block, Disk};
 use podvm_vmm::devices::rng::Rng;
 use podvm_vmm::machine::{ConsoleSink, RunningVm, Vm, VmConfig, VmHandle};
-use podvm_vmm::memory::RamRegion;
+use podvm_vmm::memory::MemoryRegion;
 use podvm_vmm::sandbox::Sandbox;
 use podvm_vmm::vcpu::exit::VmExit;
 use vm_memory::{GuestMemory as _, GuestMemoryRegion as _, MemoryRegionAddress};
@@ -136,7 +136,7 @@ fn resident_beyond(guest: &[Range<u64>]) -> Result<u64, AnyError> {
 
 /// Where the guest's memory is in this process.
 fn guest_ranges(vm: &Vm) -> Result<Vec<Range<u64>>, AnyError> {
-    let range = |region: &RamRegion| {
+    let range = |region: &MemoryRegion| {
         let start = region.get_host_address(MemoryRegionAddress(0))? as u64;
         Ok(start..start + region.len())
     };

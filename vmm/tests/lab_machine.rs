@@ -5,6 +5,8 @@ use std::io::Write;
 use std::time::{Duration, Instant};
 
 use podvm_vmm::boot::BootFile;
+use podvm_vmm::devices::block::Extent;
+use podvm_vmm::devices::pmem::ReadOnlyFiles;
 use podvm_vmm::devices::rng::Rng;
 use podvm_vmm::machine::{Device, Vm, VmConfig, VmState};
 use podvm_vmm::memory::{SharedMemory, map_ram};
@@ -240,4 +242,65 @@ fn impossible_numbers_of_cpus_are_refused_with_the_limit() {
         let error = Vm::build(config).err().unwrap().to_string();
         assert!(error.starts_with(&format!("{vcpus} CPUs cannot be had")), "{error}");
     }
+}
+
+/// Where the mapped file is in the guest: below 4 GiB, for these guests have 32-bit code.
+const FILES: u32 = 0x1000_0000;
+
+#[test]
+fn a_mapped_file_is_read_as_memory_and_cannot_be_written() {
+    if !can_run() {
+        return;
+    }
+    let file = tempfile::tempfile().unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &[0x5a; 8192], 0).unwrap();
+    // mov eax, [FILES]; mov [COUNTER], eax; mov dword [FILES], 1; mov esi, CODE; mov edi, FILES; mov ecx, 64; rep movsb;
+    // mov eax, [FILES]; mov [FLAG], eax
+    let mut code = vec![0xa1];
+    code.extend(FILES.to_le_bytes());
+    code.push(0xa3);
+    code.extend((COUNTER as u32).to_le_bytes());
+    code.extend([0xc7, 0x05]);
+    code.extend(FILES.to_le_bytes());
+    code.extend([1, 0, 0, 0, 0xbe]);
+    code.extend(CODE.to_le_bytes());
+    code.push(0xbf);
+    code.extend(FILES.to_le_bytes());
+    code.extend([0xb9, 64, 0, 0, 0, 0xf3, 0xa4, 0xa1]);
+    code.extend(FILES.to_le_bytes());
+    code.push(0xa3);
+    code.extend((FLAG as u32).to_le_bytes());
+    code.extend(RESET);
+    let kernel = kernel(&code, b"");
+    let mut config = config(&kernel);
+    let pieces = [Extent::file(0, file.try_clone().unwrap()).unwrap()];
+    config.add_pmem(ReadOnlyFiles::map(GuestAddress(FILES.into()), &pieces).unwrap()).unwrap();
+    let vm = Vm::build(config).unwrap();
+    let memory = vm.memory().clone();
+    assert_eq!(vm.start().unwrap().wait(), VmExit::Reset);
+    let seen: [u32; 2] = memory.read_obj(GuestAddress(COUNTER)).unwrap();
+    assert_eq!(seen, [0x5a5a_5a5a; 2], "before the guest's writes, and after");
+    let mut bytes = [0; 8192];
+    std::os::unix::fs::FileExt::read_exact_at(&file, &mut bytes, 0).unwrap();
+    assert_eq!(bytes, [0x5a; 8192]);
+}
+
+#[test]
+fn a_guest_that_reads_what_a_file_has_lost_ends_and_nobody_else() {
+    if !can_run() {
+        return;
+    }
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(8192).unwrap();
+    let pieces = [Extent::file(0, file.try_clone().unwrap()).unwrap()];
+    let files = ReadOnlyFiles::map(GuestAddress(FILES.into()), &pieces).unwrap();
+    file.set_len(0).unwrap();
+    let mut code = vec![0xa1];
+    code.extend((FILES + 4096).to_le_bytes());
+    code.extend(RESET);
+    let kernel = kernel(&code, b"");
+    let mut config = config(&kernel);
+    config.add_pmem(files).unwrap();
+    let exit = Vm::build(config).unwrap().start().unwrap().wait();
+    assert!(matches!(exit, VmExit::RunFailed { .. }), "{exit:?}");
 }

@@ -11,6 +11,7 @@
 pub mod block;
 pub mod fs;
 pub mod net;
+pub mod pmem;
 pub mod rng;
 #[cfg(test)]
 pub mod testing;
@@ -39,6 +40,8 @@ pub enum DeviceKind {
     Vsock,
     /// Shared directory (virtio-fs).
     Fs,
+    /// Files as memory (virtio-pmem).
+    Pmem,
 }
 
 impl DeviceKind {
@@ -50,6 +53,7 @@ impl DeviceKind {
             Self::Rng => 4,
             Self::Vsock => 19,
             Self::Fs => 26,
+            Self::Pmem => 27,
         }
     }
 
@@ -61,6 +65,7 @@ impl DeviceKind {
             Self::Rng => "rng",
             Self::Vsock => "vsock",
             Self::Fs => "fs",
+            Self::Pmem => "pmem",
         }
     }
 }

@@ -102,18 +102,16 @@ impl<D: VirtioDevice> Bench<D> {
 
     /// Activates the device with the given features.
     pub fn start_with_features(device: D, features: u64) -> Self {
+        Self::start_in(map_ram(MEMORY_BYTES).unwrap(), device, features)
+    }
+
+    /// Activates the device in this memory, whose RAM has [`MEMORY_BYTES`].
+    pub fn start_in(memory: SharedMemory, device: D, features: u64) -> Self {
         let (worker, link) = DeviceWorker::new(device).unwrap();
         let mut manager = EventManager::new().unwrap();
         let worker = manager.add_subscriber(worker);
-        let mut bench = Self {
-            memory: map_ram(MEMORY_BYTES).unwrap(),
-            manager,
-            worker,
-            link,
-            queues: Vec::new(),
-            next_buffer: BUFFERS_START,
-            features,
-        };
+        let mut bench =
+            Self { memory, manager, worker, link, queues: Vec::new(), next_buffer: BUFFERS_START, features };
         bench.activate();
         bench
     }

@@ -3,10 +3,14 @@
 use std::fmt;
 use std::io;
 
+use vm_memory::GuestAddress;
+
 use crate::boot::{BootFile, BootSource};
+use crate::devices::pmem::{Pmem, ReadOnlyFiles};
 use crate::devices::worker::{DeviceLink, DeviceWorker};
 use crate::devices::{DeviceError, VirtioDevice};
 use crate::legacy::console::Sink;
+use crate::memory::MMIO_HOLE;
 use crate::persist::{self, PersistError};
 use crate::sandbox::Sandbox;
 use crate::virtio::mmio::TransportState;
@@ -29,6 +33,8 @@ pub struct VmConfig {
     pub boot: BootSource,
     /// The devices; the guest finds them in this order (`/dev/vda` is the first block device).
     pub devices: Vec<Device>,
+    /// Files that are mapped into the guest; each has a device ([`Self::add_pmem`]).
+    pub files: Vec<ReadOnlyFiles>,
     /// Where console output also goes; it is kept for messages in any case.
     pub console: Option<ConsoleSink>,
     /// Whether the machine's threads are confined.
@@ -43,6 +49,7 @@ impl VmConfig {
             vcpus: 1,
             boot: BootSource { kernel, initramfs: None, command_line: BASE_COMMAND_LINE.to_owned() },
             devices: Vec::new(),
+            files: Vec::new(),
             console: None,
             sandbox: Sandbox::On,
         }
@@ -55,6 +62,23 @@ impl VmConfig {
     pub fn add_device<D: VirtioDevice>(&mut self, device: D) -> io::Result<()> {
         self.devices.push(Device::new(device)?);
         Ok(())
+    }
+
+    /// Adds files that are mapped into the guest, made by [`ReadOnlyFiles::map`] at [`Self::free_address`], and their
+    /// device.
+    ///
+    /// # Errors
+    /// The host's error, if it has no more file descriptors.
+    pub fn add_pmem(&mut self, files: ReadOnlyFiles) -> io::Result<()> {
+        self.files.push(files.clone());
+        self.add_device(Pmem::new(files))
+    }
+
+    /// Where the guest has neither RAM nor devices nor files yet: a whole GiB from 4 GiB on.
+    pub fn free_address(&self) -> GuestAddress {
+        let ram_end = MMIO_HOLE.end + self.memory_bytes.saturating_sub(MMIO_HOLE.start);
+        let files_end = self.files.iter().map(|files| files.end().0).max().unwrap_or(0);
+        GuestAddress(ram_end.max(files_end).next_multiple_of(1 << 30))
     }
 
     /// Appends arguments to the kernel's command line.

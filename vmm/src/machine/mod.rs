@@ -12,7 +12,7 @@ pub mod state;
 use std::sync::Arc;
 use std::{io, thread};
 
-use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
 use vm_memory::{GuestMemory as _, GuestMemoryError, GuestMemoryRegion, MemoryRegionAddress};
 use vmm_sys_util::eventfd::EventFd;
@@ -22,6 +22,7 @@ pub use self::config::{ConsoleSink, Device, VmConfig};
 pub use self::running::{RunningVm, VmHandle, VmStats};
 pub use self::state::VmState;
 use crate::boot::{self, BootError, Entry, mptable};
+use crate::devices::pmem::ReadOnlyFiles;
 use crate::devices::worker::DeviceLink;
 use crate::devices::{DeviceError, DeviceKind};
 use crate::legacy::console::{ConsoleLog, ConsoleWriter};
@@ -126,6 +127,7 @@ impl Vm {
         let kvm = probe::open_kvm()?;
         check_limits(&kvm, &config)?;
         let memory = memory::map_ram(config.memory_bytes)?;
+        let memory = memory.with_read_only(config.files.iter().map(ReadOnlyFiles::region))?;
         let mut boot = config.boot;
         boot.command_line.push_str(&device_arguments(config.devices.len()));
         // The host kernel waits for other CPUs while it creates a machine, ten milliseconds or more; kernel and
@@ -162,6 +164,7 @@ impl Vm {
         check_limits(&kvm, &config)?;
         let fd = create(&kvm)?;
         state.check_shape(config.vcpus, config.devices.len())?;
+        let memory = memory.with_read_only(config.files.iter().map(ReadOnlyFiles::region))?;
         let parts = Parts::wire(&fd, &memory, config.devices)?;
         let VmState { vcpus: vcpu_states, serial, transports, .. } = &state;
         let transports = parts.links.into_iter().zip(transports.iter().cloned());
@@ -201,7 +204,7 @@ struct Parts {
 }
 
 impl Parts {
-    fn wire(fd: &VmFd, memory: &GuestMemory, devices: Vec<Device>) -> Result<Self, BuildError> {
+    fn wire(fd: &VmFd, memory: &SharedMemory, devices: Vec<Device>) -> Result<Self, BuildError> {
         register_memory(fd, memory)?;
         let (links, devices) = split_devices(devices);
         for (index, link) in links.iter().enumerate() {
@@ -226,14 +229,14 @@ fn check_limits(kvm: &Kvm, config: &VmConfig) -> Result<(), BuildError> {
     Ok(())
 }
 
-fn register_memory(fd: &VmFd, memory: &GuestMemory) -> Result<(), BuildError> {
-    for (slot, region) in memory.iter().enumerate() {
+fn register_memory(fd: &VmFd, memory: &SharedMemory) -> Result<(), BuildError> {
+    for (slot, region) in memory.readable().iter().enumerate() {
         let region = kvm_userspace_memory_region {
             slot: slot as u32,
             guest_phys_addr: region.start_addr().0,
             memory_size: region.len(),
             userspace_addr: region.get_host_address(MemoryRegionAddress(0))? as u64,
-            flags: 0,
+            flags: if region.is_read_only() { KVM_MEM_READONLY } else { 0 },
         };
         // SAFETY: the region is mapped as long as the machine holds its memory, which it drops after the
         // VM's descriptor; slots do not overlap.

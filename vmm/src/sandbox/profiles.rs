@@ -65,6 +65,8 @@ pub const VCPU: Profile =
 
 const RNG: Profile = Profile { name: "rng", system_calls: &[], capabilities: &[] };
 
+const PMEM: Profile = Profile { name: "pmem", system_calls: &[], capabilities: &[] };
+
 const BLOCK: Profile = Profile {
     name: "block",
     system_calls: &[
@@ -84,6 +86,7 @@ pub fn device(kind: DeviceKind) -> &'static Profile {
         DeviceKind::Net => &net::PROFILE,
         DeviceKind::Vsock => &vsock::PROFILE,
         DeviceKind::Fs => &fs::PROFILE,
+        DeviceKind::Pmem => &PMEM,
     }
 }
 

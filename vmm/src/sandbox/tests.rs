@@ -100,7 +100,8 @@ fn executable_memory_is_forbidden() {
 #[test]
 fn every_profile_can_be_installed() {
     use crate::devices::DeviceKind;
-    let kinds = [DeviceKind::Net, DeviceKind::Block, DeviceKind::Rng, DeviceKind::Vsock, DeviceKind::Fs];
+    let kinds =
+        [DeviceKind::Net, DeviceKind::Block, DeviceKind::Rng, DeviceKind::Vsock, DeviceKind::Fs, DeviceKind::Pmem];
     for profile in kinds.into_iter().map(profiles::device).chain([&profiles::VCPU]) {
         let (sender, receiver) = mpsc::channel();
         let ended = move |result| sender.send(result).unwrap();

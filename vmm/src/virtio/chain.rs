@@ -10,7 +10,7 @@ use virtio_queue::desc::split::Descriptor;
 use vm_memory::{ByteValued, GuestAddress, GuestMemory as _};
 
 use super::queue::QueueError;
-use crate::memory::{GuestSlice, SharedMemory};
+use crate::memory::{GuestMemory, GuestSlice, SharedMemory};
 
 /// Most descriptors of one chain: as many as one preadv(2) takes (IOV_MAX).
 pub const MAX_DESCRIPTORS: usize = 1024;
@@ -56,7 +56,9 @@ impl DescriptorChain {
         if segment.length == 0 {
             return Ok(());
         }
-        if self.memory.get_slice(segment.address, segment.length as usize).is_err() {
+        // What can only be read may be handed to the device, but not offered for its answer.
+        let memory = if descriptor.is_write_only() { &*self.memory } else { self.memory.readable() };
+        if memory.get_slice(segment.address, segment.length as usize).is_err() {
             return Err("a buffer lies outside guest memory");
         }
         if descriptor.is_write_only() {
@@ -76,7 +78,7 @@ impl DescriptorChain {
 
     /// What the driver wrote for the device, in order.
     pub fn readable(&self) -> Buffers<'_> {
-        Buffers::new(&self.memory, &self.readable)
+        Buffers::new(self.memory.readable(), &self.readable)
     }
 
     /// Where the device may write its answer, in order.
@@ -99,7 +101,7 @@ pub struct Buffers<'a> {
 }
 
 impl<'a> Buffers<'a> {
-    fn new(memory: &'a SharedMemory, segments: &[Segment]) -> Self {
+    fn new(memory: &'a GuestMemory, segments: &[Segment]) -> Self {
         // Every segment was checked when the chain was parsed, and guest memory never shrinks.
         let slices = segments.iter().filter_map(|s| memory.get_slice(s.address, s.length as usize).ok()).collect();
         Self { slices }

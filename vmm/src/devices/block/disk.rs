@@ -38,8 +38,9 @@ pub struct Extent {
     content: Content,
 }
 
+/// What a piece is.
 #[derive(Debug, Clone)]
-enum Content {
+pub(in crate::devices) enum Content {
     Bytes(Arc<[u8]>),
     File(Arc<File>),
 }
@@ -60,8 +61,12 @@ impl Extent {
         Ok(Self { start, length, content: Content::File(Arc::new(file)) })
     }
 
-    fn end(&self) -> u64 {
+    pub(in crate::devices) fn end(&self) -> u64 {
         self.start.saturating_add(self.length)
+    }
+
+    pub(in crate::devices) fn content(&self) -> &Content {
+        &self.content
     }
 }
 

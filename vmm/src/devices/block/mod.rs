@@ -9,6 +9,7 @@ mod request;
 
 use serde::{Deserialize, Serialize};
 
+pub(super) use disk::Content;
 pub use disk::{Disk, DiskError, Extent};
 
 use super::{Context, DeviceError, DeviceKind, VirtioDevice, Watches};

@@ -130,7 +130,7 @@ impl VirtioDevice for Fs {
         queue.serve(|chain: &DescriptorChain| {
             // The library walks the chain itself and refuses what is wrong with it. A request that it cannot
             // even begin to answer is given back empty; the guest's driver fails it.
-            let reader = Reader::from_descriptor_chain(&*memory, chain.raw());
+            let reader = Reader::from_descriptor_chain(memory.readable(), chain.raw());
             let writer = VirtioFsWriter::new(&*memory, chain.raw());
             let (Ok(reader), Ok(writer)) = (reader, writer) else { return Ok(0) };
             let answered = server.handle_message(reader, Writer::VirtioFs(writer), None, None);
