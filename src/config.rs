@@ -8,6 +8,7 @@ use podvm_image::trust::PolicyFile;
 use podvm_net::NetworkConfig;
 use podvm_pod::PodsRoot;
 use podvm_pod::stage1::Stage1Choice;
+use podvm_stage1_kvm::layers::LayerAccess;
 use serde::Deserialize;
 
 use crate::cli::GlobalArgs;
@@ -74,6 +75,8 @@ struct ConfigFile {
     initramfs: Option<PathBuf>,
     /// The supervisor behind namespaces, a static binary.
     supervisor: Option<PathBuf>,
+    /// How image layers come into VMs.
+    layers: LayerAccess,
     /// The built-in network.
     network: NetworkConfig,
     /// Where images are fetched from.
@@ -117,6 +120,8 @@ pub struct Config {
     pub initramfs: PathBuf,
     /// The supervisor behind namespaces.
     pub supervisor: PathBuf,
+    /// How image layers come into VMs.
+    pub layers: LayerAccess,
     /// The built-in network.
     pub network: NetworkConfig,
     /// Whether podvm runs for an ordinary user.
@@ -164,6 +169,7 @@ impl Config {
             kernel: absolute("kernel", file.kernel.unwrap_or_else(|| library.join("vmlinux")))?,
             initramfs: absolute("initramfs", file.initramfs.unwrap_or_else(|| library.join("initramfs.cpio")))?,
             supervisor: absolute("supervisor", file.supervisor.unwrap_or_else(|| library.join("supervisor")))?,
+            layers: file.layers,
             network: file.network,
             is_unprivileged,
             registries: file.registries,
@@ -253,12 +259,15 @@ mod tests {
         assert_eq!(config.kernel, Path::new("/boot/vmlinux"));
         assert!(config.initramfs.ends_with("lib/podvm/initramfs.cpio"));
         assert_eq!(config.root, Path::new(DEFAULT_ROOT));
+        assert_eq!(config.layers, LayerAccess::Auto);
     }
 
     #[test]
     fn a_mistake_in_the_file_is_named_with_its_line() {
         let message = load("root = \"/x\"\ncolour = 1\n").unwrap_err().to_string();
         assert!(message.contains("line 2") && message.contains("colour"), "{message}");
+        let message = load("layers = \"tape\"").unwrap_err().to_string();
+        assert!(message.contains("tape") && message.contains("`memory`"), "{message}");
         let message = load("kernel = \"vmlinux\"").unwrap_err().to_string();
         assert!(message.contains("kernel") && message.contains("absolute"), "{message}");
     }

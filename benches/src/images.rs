@@ -48,28 +48,14 @@ impl Layout {
 
     /// Adds a layer of about so many bytes in files as they are in images: many small, few large, halfway compressible.
     pub fn layer(&self, number: u64, bytes: u64) -> Result<Layer> {
-        let mut random = Random(number + 1);
-        let words: Vec<Vec<u8>> =
-            (0..4096).map(|_| (0..random.below(10) + 2).map(|_| random.next() as u8).collect()).collect();
         let mut tar = tar::Builder::new(Vec::new());
-        let (mut total, mut count) = (0, 0);
-        while total < bytes {
-            // Sizes spread evenly over powers of two, from 256 bytes to 2 MiB.
-            let size = (256u64 << random.below(13)) + random.below(256);
-            let mut data = Vec::new();
-            while (data.len() as u64) < size {
-                data.extend_from_slice(&words[random.below(4096) as usize]);
-            }
-            data.truncate(size as usize);
-            let mut header = tar::Header::new_ustar();
-            header.set_size(size);
-            header.set_mode(0o644);
-            let path = format!("usr/share/layer{number}/{}/{count}", count / 100);
-            tar.append_data(&mut header, path, data.as_slice())?;
-            total += size;
-            count += 1;
-        }
-        self.blob(&tar.into_inner()?)
+        append_files(&mut tar, number, bytes)?;
+        self.layer_of(&tar.into_inner()?)
+    }
+
+    /// Adds a layer with the content of a tar.
+    pub fn layer_of(&self, tar: &[u8]) -> Result<Layer> {
+        self.blob(tar)
     }
 
     /// Makes an image of these layers the layout's only one. `label` makes it differ from others.
@@ -93,6 +79,31 @@ impl Layout {
         fs::write(self.folder.join("index.json"), index.to_string())?;
         Ok(())
     }
+}
+
+/// Appends about so many bytes in files as they are in images: many small, few large, halfway compressible.
+pub fn append_files(tar: &mut tar::Builder<Vec<u8>>, number: u64, bytes: u64) -> Result<()> {
+    let mut random = Random(number + 1);
+    let words: Vec<Vec<u8>> =
+        (0..4096).map(|_| (0..random.below(10) + 2).map(|_| random.next() as u8).collect()).collect();
+    let (mut total, mut count) = (0, 0);
+    while total < bytes {
+        // Sizes spread evenly over powers of two, from 256 bytes to 2 MiB.
+        let size = (256u64 << random.below(13)) + random.below(256);
+        let mut data = Vec::new();
+        while (data.len() as u64) < size {
+            data.extend_from_slice(&words[random.below(4096) as usize]);
+        }
+        data.truncate(size as usize);
+        let mut header = tar::Header::new_ustar();
+        header.set_size(size);
+        header.set_mode(0o644);
+        let path = format!("usr/share/layer{number}/{}/{count}", count / 100);
+        tar.append_data(&mut header, path, data.as_slice())?;
+        total += size;
+        count += 1;
+    }
+    Ok(())
 }
 
 /// Numbers that look random and are always the same (xorshift64*).

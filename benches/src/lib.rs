@@ -9,6 +9,7 @@
 //! | [`kvm_stats`] | what KVM counted for a guest |
 //! | [`promise`] | the limits that podvm keeps |
 //! | [`images`] | what fetching is measured with: images, and a registry |
+//! | [`pods`] | pods in VMs, and what they hold |
 //! | [`process`] | a command's wall time and memory |
 //! | [`report`] | the figures as tables |
 
@@ -17,6 +18,7 @@ pub mod init_marker;
 pub mod kvm_stats;
 pub mod local;
 pub mod monitor;
+pub mod pods;
 pub mod process;
 pub mod promise;
 pub mod report;

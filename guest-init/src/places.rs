@@ -118,6 +118,7 @@ impl Places {
                 if position.is_none() {
                     let at = self.layers().join(&name);
                     match layer {
+                        LayerSource::Pmem(device) => self.mount(walls, Source::Pmem(device), &at)?,
                         LayerSource::Erofs(device) => self.mount(walls, Source::Erofs(device), &at)?,
                         LayerSource::Directory(path) => link(path, &at)?,
                     }

@@ -21,6 +21,8 @@ pub struct Connections {
 pub enum Source<'a> {
     /// A block device with an EROFS filesystem.
     Erofs(&'a Path),
+    /// The same on persistent memory, whose files are to be used where they are.
+    Pmem(&'a Path),
     /// A block device with an ext4 filesystem.
     Ext4(&'a Path),
     /// A virtio-fs device by its tag.

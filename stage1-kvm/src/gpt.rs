@@ -1,9 +1,8 @@
-//! The layers' disk: all image layers of a pod as partitions of one read-only disk.
+//! The layers' device: all image layers of a pod as partitions of one read-only disk, or of memory that is used as one.
 //!
-//! A VM has few interrupt lines and an image may have many layers, so the layers share one virtio-blk device. Its partition
+//! A VM has few interrupt lines and an image may have many layers, so the layers share one device. Its partition
 //! table (UEFI specification 2.10, section 5, "GUID Partition Table") is made here, in memory; the partitions are the
-//! layers' blobs in the image store, so that pods of one image share the host's page cache. Partition N holds layer N;
-//! the guest sees them as `/dev/vda1` and on.
+//! layers' blobs in the image store. Partition N holds layer N.
 
 use uuid::Uuid;
 
@@ -11,6 +10,8 @@ use uuid::Uuid;
 const SECTOR: u64 = 512;
 /// Partitions begin at multiples of this, so that they can be mapped by huge pages.
 const ALIGNMENT: u64 = 2 << 20;
+/// Partitions are whole pages, or they could not be mapped.
+const PAGE: u64 = 4096;
 /// Bytes of a partition entry.
 const ENTRY_BYTES: usize = 128;
 /// Fewest entries that a table may have room for.
@@ -46,7 +47,8 @@ pub fn lay_out(sizes: &[u64]) -> PartitionTable {
     }
     let entries = entries(sizes, &offsets);
     let entry_sectors = entries.len() as u64 / SECTOR;
-    let last = end / SECTOR + entry_sectors;
+    // The disk ends with a whole huge page, too.
+    let last = (end + (entry_sectors + 1) * SECTOR).next_multiple_of(ALIGNMENT) / SECTOR - 1;
     let header = Header { last, entry_sectors, entry_count: (entries.len() / ENTRY_BYTES) as u32, entries: &entries };
 
     let mut head = protective_mbr(last);
@@ -54,7 +56,7 @@ pub fn lay_out(sizes: &[u64]) -> PartitionTable {
     head.extend(&entries);
     let mut tail = entries.clone();
     tail.extend(header.backup());
-    PartitionTable { head, offsets, tail_offset: end, tail }
+    PartitionTable { head, offsets, tail_offset: (last - entry_sectors) * SECTOR, tail }
 }
 
 /// The partition entries (UEFI 5.3.3), padded to whole sectors.
@@ -64,7 +66,7 @@ fn entries(sizes: &[u64], offsets: &[u64]) -> Vec<u8> {
         entries.extend(LINUX_DATA.to_bytes_le());
         entries.extend(Uuid::from_u128(DISK_IDENTITY + 1 + number as u128).to_bytes_le());
         entries.extend((offset / SECTOR).to_le_bytes());
-        entries.extend(((offset + size.max(&1)).div_ceil(SECTOR) - 1).to_le_bytes());
+        entries.extend(((offset + size.max(&1)).next_multiple_of(PAGE) / SECTOR - 1).to_le_bytes());
         entries.extend([0; 80]); // attributes and name
     }
     entries.resize(sizes.len().max(MIN_ENTRIES).next_multiple_of(4) * ENTRY_BYTES, 0);

@@ -3,7 +3,8 @@
 //! | module | subject |
 //! |---|---|
 //! | [`machine`] | the pod's devices: disks, shared directories, network card, sockets |
-//! | [`gpt`] | the layers of all apps as one disk |
+//! | [`layers`] | how image layers come into the VM: as memory or as a disk |
+//! | [`gpt`] | the layers of all apps as one device |
 //! | [`spec`] | what the supervisor in the VM is told |
 //! | [`sandbox`] | what the process gives up before the guest runs |
 //! | [`profile`] | what its main thread may still do |
@@ -14,6 +15,7 @@
 
 pub mod fall;
 pub mod gpt;
+pub mod layers;
 pub mod machine;
 pub mod profile;
 pub mod sandbox;
@@ -39,6 +41,7 @@ use podvm_vmm::sandbox::Confinement;
 
 pub use podvm_vmm::probe::{ProbeError, probe};
 
+use crate::layers::{LayerAccess, Way};
 use crate::machine::{Machine, MachineError};
 
 /// Why a pod could not be started in a VM.
@@ -83,6 +86,8 @@ pub struct KvmStage1 {
     pub network: NetworkConfig,
     /// How the pod is connected to this process.
     pub io: PodIo,
+    /// How image layers come into the VM.
+    pub layers: LayerAccess,
     /// Whether this process is an ordinary user's, who has no privilege over the host's network.
     pub is_unprivileged: bool,
 }
@@ -109,11 +114,11 @@ impl KvmStage1 {
         let network = self.connect(pod)?;
         reach(FaultPoint::NetworkMade);
         let machine = Machine::of_pod(self, pod, &network)?;
-        let Machine { config, connector, primary } = machine;
+        let Machine { config, layers, connector, primary } = machine;
         reach(FaultPoint::MachineMade);
         let vm = Vm::build(config)?;
         reach(FaultPoint::MachineBuilt);
-        Ok(Privileged { network, vm, connector, primary, signals })
+        Ok(Privileged { network, vm, layers, connector, primary, signals })
     }
 
     fn connect(&self, pod: &RunningPod) -> Result<PodNetwork, KvmError> {
@@ -137,6 +142,7 @@ impl KvmStage1 {
 struct Privileged {
     network: PodNetwork,
     vm: Vm,
+    layers: Way,
     connector: VsockConnector,
     primary: UnixStream,
     signals: Signals,
@@ -145,8 +151,8 @@ struct Privileged {
 impl Privileged {
     /// Gives up the privileges, starts the guest and runs the pod in it.
     fn run(self, pod: &RunningPod, io: PodIo) -> PodReport {
-        let Self { network, vm, connector, primary, signals } = self;
-        let spec = spec::pod_spec(pod.manifest(), network.spec());
+        let Self { network, vm, layers, connector, primary, signals } = self;
+        let spec = spec::pod_spec(pod.manifest(), layers, network.spec());
         let addresses = addresses(&network);
         let started = sandbox::leave_host_root(pod.dir().path())
             .and_then(|()| sandbox::forbid_tracing())

@@ -13,13 +13,15 @@ use podvm_pod::directory::RunningPod;
 use podvm_pod::fault::{self, FaultPoint, reach};
 use podvm_pod::protocol::PRIMARY_PORT;
 use podvm_vmm::boot::{BootError, BootFile};
-use podvm_vmm::devices::block::{Block, Disk, DiskError, Extent};
+use podvm_vmm::devices::block::{Block, Disk, DiskError};
 use podvm_vmm::devices::fs::{DirectoryError, Fs, FsError, SharedDirectory};
 use podvm_vmm::devices::net::{Net, NetConfig, NetError, NetworkEnd};
 use podvm_vmm::devices::rng::Rng;
 use podvm_vmm::devices::vsock::{Vsock, VsockConfig, VsockConnector};
 use podvm_vmm::machine::{ConsoleSink, VmConfig};
+use podvm_vmm::memory::MemoryError;
 
+use crate::layers::{self, Way};
 use crate::{KvmStage1, gpt, spec};
 use podvm_pod::writable::{self, DEFAULT_DISK, WritableError};
 
@@ -55,6 +57,9 @@ pub enum MachineError {
     /// A disk.
     #[error(transparent)]
     Disk(#[from] DiskError),
+    /// The layers cannot be mapped.
+    #[error("the image's layers: {0}")]
+    Memory(#[from] MemoryError),
     /// A volume's directory.
     #[error("volume {volume}: {source}")]
     Volume {
@@ -93,6 +98,7 @@ pub enum MachineError {
 /// A machine to be built, and the ends of the host's conversations with its supervisor.
 pub(crate) struct Machine {
     pub config: VmConfig,
+    pub layers: Way,
     pub connector: VsockConnector,
     pub primary: UnixStream,
 }
@@ -111,7 +117,7 @@ impl Machine {
         config.vcpus = manifest.resources.cpus.clamp(1, MAX_CPUS) as u8;
         config.console = Some(console(&pod.dir().path().join("console.log"))?);
 
-        config.add_device(Block::new(layers(&manifest.distinct_layers())?, "layers"))?;
+        let layers = layers::add(&mut config, &manifest.distinct_layers(), stage1.layers)?;
         let writable = pod.dir().path().join("writable.img");
         let size = manifest.resources.disk.unwrap_or(DEFAULT_DISK);
         let writable = writable::create(&writable, size, &stage1.root.join("templates"))?;
@@ -125,30 +131,8 @@ impl Machine {
         for (name, source, read_only) in spec::shared_directories(manifest) {
             config.add_device(share(name, source, read_only)?)?;
         }
-        Ok(Self { config, connector, primary })
+        Ok(Self { config, layers, connector, primary })
     }
-}
-
-/// The layers' disk.
-fn layers(blobs: &[&Path]) -> Result<Disk, MachineError> {
-    if blobs.len() > gpt::MAX_PARTITIONS {
-        return Err(MachineError::TooManyLayers(blobs.len()));
-    }
-    let open = |path: &&Path| {
-        let layer = |source| MachineError::Layer { path: path.to_path_buf(), source };
-        let file = File::open(path).map_err(layer)?;
-        let size = file.metadata().map_err(layer)?.len();
-        Ok((file, size))
-    };
-    let (files, sizes): (Vec<_>, Vec<_>) =
-        blobs.iter().map(open).collect::<Result<Vec<_>, MachineError>>()?.into_iter().unzip();
-    let table = gpt::lay_out(&sizes);
-    let mut extents = vec![Extent::bytes(0, table.head)];
-    for (file, offset) in files.into_iter().zip(table.offsets) {
-        extents.push(Extent::file(offset, file)?);
-    }
-    extents.push(Extent::bytes(table.tail_offset, table.tail));
-    Ok(Disk::read_only(extents)?)
 }
 
 fn card(network: &PodNetwork) -> Result<Option<Net>, MachineError> {
@@ -212,12 +196,6 @@ impl Write for Bounded {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_missing_layer_is_named_with_the_cure() {
-        let error = layers(&[Path::new("/no/such.erofs")]).unwrap_err().to_string();
-        assert!(error.contains("/no/such.erofs") && error.contains("import the image again"), "{error}");
-    }
 
     #[test]
     fn the_console_is_kept_up_to_a_limit() {

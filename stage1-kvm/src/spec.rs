@@ -5,12 +5,9 @@ use std::path::{Path, PathBuf};
 
 use podvm_pod::PodManifest;
 use podvm_pod::manifest::VolumeKind;
-use podvm_pod::protocol::{AppSpec, LayerSource, NetworkSpec, PodSpec, VolumeSource, VolumeSpec, WritableSource};
+use podvm_pod::protocol::{AppSpec, NetworkSpec, PodSpec, VolumeSource, VolumeSpec, WritableSource};
 
-/// The layers' disk as the guest names it: it is the first virtio-blk device.
-const LAYERS_DISK: &str = "/dev/vda";
-/// The writable disk as the guest names it.
-const WRITABLE_DISK: &str = "/dev/vdb";
+use crate::layers::Way;
 
 /// The host directories to share, with their virtio-fs tags: the volumes' names.
 pub fn shared_directories(manifest: &PodManifest) -> Vec<(&str, &Path, bool)> {
@@ -25,14 +22,11 @@ pub fn shared_directories(manifest: &PodManifest) -> Vec<(&str, &Path, bool)> {
 }
 
 /// The pod as the supervisor is to run it.
-pub fn pod_spec(manifest: &PodManifest, network: NetworkSpec) -> PodSpec {
+pub fn pod_spec(manifest: &PodManifest, layers: Way, network: NetworkSpec) -> PodSpec {
     let numbers: BTreeMap<&Path, usize> = manifest.distinct_layers().into_iter().zip(1..).collect();
-    let partition = |layer: &PathBuf| {
-        let number = numbers.get(layer.as_path()).copied().unwrap_or_default();
-        LayerSource::Erofs(format!("{LAYERS_DISK}{number}").into())
-    };
+    let source = |layer: &PathBuf| layers.layer(numbers.get(layer.as_path()).copied().unwrap_or_default());
     let apps = manifest.apps.iter();
-    let apps = apps.map(|app| AppSpec { app: app.clone(), layers: app.image.layers.iter().map(partition).collect() });
+    let apps = apps.map(|app| AppSpec { app: app.clone(), layers: app.image.layers.iter().map(source).collect() });
     let volumes = manifest.volumes.iter().map(|volume| VolumeSpec {
         name: volume.name.clone(),
         source: match volume.kind {
@@ -46,7 +40,7 @@ pub fn pod_spec(manifest: &PodManifest, network: NetworkSpec) -> PodSpec {
         hostname: manifest.hostname.clone(),
         apps: apps.collect(),
         volumes: volumes.collect(),
-        writable: WritableSource::Ext4(WRITABLE_DISK.into()),
+        writable: WritableSource::Ext4(layers.next_disk().into()),
         shm: None,
         network,
     }

@@ -6,6 +6,7 @@ mod demo;
 mod image_bench;
 mod images;
 mod lab;
+mod memory_bench;
 mod setup;
 mod start_bench;
 mod step;
@@ -42,6 +43,8 @@ enum Command {
     Bench(bench::Arguments),
     /// Measures what fetching images costs, beside podman, skopeo and umoci
     ImageBench(image_bench::Arguments),
+    /// Measures what pods of one image share under kvm, and what starting them takes, by how their layers get there
+    MemoryBench(memory_bench::Arguments),
     /// Measures what starting a pod behind namespaces takes, beside crun and runc
     StartBench(start_bench::Arguments),
     /// Makes the images that tests and the demo run, in target/test-images
@@ -61,6 +64,7 @@ fn main() -> ExitCode {
         }
         Command::Bench(arguments) => bench::run(&arguments),
         Command::ImageBench(arguments) => image_bench::run(&arguments),
+        Command::MemoryBench(arguments) => memory_bench::run(&arguments),
         Command::StartBench(arguments) => start_bench::run(&arguments),
         Command::Images => images::make_all().map(|()| ExitCode::SUCCESS),
         Command::Test(arguments) => test::run(&arguments),

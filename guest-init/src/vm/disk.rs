@@ -15,8 +15,10 @@ const APPEARS_WITHIN: Duration = Duration::from_secs(5);
 /// # Errors
 /// What could not be mounted, and why.
 pub fn mount(source: Source<'_>, at: &Path) -> Result<(), StepError> {
+    const READ_ONLY: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_RDONLY;
     match source {
-        Source::Erofs(device) => mount_device("erofs", device, at, &[("ro", None)], MountAttrFlags::MOUNT_ATTR_RDONLY),
+        Source::Erofs(device) => mount_device("erofs", device, at, &[("ro", None)], READ_ONLY),
+        Source::Pmem(device) => mount_device("erofs", device, at, &[("ro", None), ("dax", Some("always"))], READ_ONLY),
         // What is deleted is given back to the host.
         Source::Ext4(device) => mount_device("ext4", device, at, &[("discard", None)], MountAttrFlags::empty()),
         Source::VirtioFs(tag) => mount_source("virtiofs", tag, at, &[], MountAttrFlags::empty()),

@@ -44,6 +44,8 @@ pub struct AppSpec {
 pub enum LayerSource {
     /// A block device with an EROFS filesystem.
     Erofs(PathBuf),
+    /// The same on persistent memory: its files are used where they are (DAX), without a copy in the page cache.
+    Pmem(PathBuf),
     /// A directory that is there already.
     Directory(PathBuf),
 }

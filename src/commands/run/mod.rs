@@ -242,7 +242,8 @@ fn run_behind(stage1: Stage1Kind, config: &Config, pod: PreparedPod, io: PodIo) 
     match stage1 {
         Stage1Kind::Kvm => {
             let (kernel, initramfs) = (config.kernel.clone(), config.initramfs.clone());
-            Ok(KvmStage1 { kernel, initramfs, root, network, io, is_unprivileged }.run(pod)?)
+            let layers = config.layers;
+            Ok(KvmStage1 { kernel, initramfs, root, network, io, layers, is_unprivileged }.run(pod)?)
         }
         Stage1Kind::Ns => {
             let supervisor = config.supervisor.clone();

@@ -2,4 +2,5 @@
 
 mod guest_faults;
 mod lab;
+mod layers;
 mod machine;

@@ -3,8 +3,14 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
+use vm_memory::GuestAddress;
+
 use super::*;
-use crate::devices::testing::{Bench, Buffer, survives_hostile_rings};
+use crate::devices::block::Extent;
+use crate::devices::pmem::ReadOnlyFiles;
+use crate::devices::testing::{Bench, Buffer, MEMORY_BYTES, survives_hostile_rings};
+use crate::memory::{SharedMemory, map_ram};
+use crate::virtio::COMMON_FEATURES;
 
 const LOOKUP: u32 = 1;
 const OPEN: u32 = 14;
@@ -24,6 +30,20 @@ fn may_share() -> bool {
     error.is_none()
 }
 
+/// A request as FUSE has it: a header, and what it is about.
+fn request(opcode: u32, node: u64, body: &[u8], user: u32) -> Vec<u8> {
+    let mut request = Vec::new();
+    request.extend((40 + body.len() as u32).to_le_bytes());
+    request.extend(opcode.to_le_bytes());
+    request.extend(7_u64.to_le_bytes());
+    request.extend(node.to_le_bytes());
+    for word in [user, user, 1, 0] {
+        request.extend(word.to_le_bytes());
+    }
+    request.extend(body);
+    request
+}
+
 /// A FUSE client over the bench. The device's thread is a thread of its own, for it changes its working directory.
 struct Client {
     bench: Bench<Fs>,
@@ -31,8 +51,13 @@ struct Client {
 
 impl Client {
     fn mount(folder: &std::path::Path, read_only: bool) -> Self {
+        Self::mount_in(map_ram(MEMORY_BYTES).unwrap(), folder, read_only)
+    }
+
+    fn mount_in(memory: SharedMemory, folder: &std::path::Path, read_only: bool) -> Self {
         let root = SharedDirectory::open(folder, read_only).unwrap();
-        let mut client = Self { bench: Bench::start(Fs::new("data", root).unwrap()) };
+        let features = COMMON_FEATURES & !(1 << 29);
+        let mut client = Self { bench: Bench::start_in(memory, Fs::new("data", root).unwrap(), features) };
         let mut init = Vec::new();
         for word in [7_u32, 38, 1 << 20, 0] {
             init.extend(word.to_le_bytes());
@@ -43,15 +68,7 @@ impl Client {
 
     /// Sends a request as root; returns the answer's body, or the errno.
     fn call(&mut self, opcode: u32, node: u64, body: &[u8], user: u32) -> Result<Vec<u8>, i32> {
-        let mut request = Vec::new();
-        request.extend((40 + body.len() as u32).to_le_bytes());
-        request.extend(opcode.to_le_bytes());
-        request.extend(7_u64.to_le_bytes());
-        request.extend(node.to_le_bytes());
-        for word in [user, user, 1, 0] {
-            request.extend(word.to_le_bytes());
-        }
-        request.extend(body);
+        let request = request(opcode, node, body, user);
         let head = self.bench.add_chain(1, &[Buffer::readable(&request), Buffer::writable(8192)]);
         self.bench.kick(1);
         let used = self.bench.used(1);
@@ -111,6 +128,35 @@ fn a_file_of_the_host_is_read() {
         let node = client.lookup(ROOT, "hello").unwrap();
         let handle = client.open(node).unwrap();
         assert_eq!(client.read(node, handle).unwrap(), b"world");
+    });
+}
+
+#[test]
+fn a_request_may_lie_in_a_mapped_file_but_no_answer() {
+    on_own_thread(|| {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("hello"), "world").unwrap();
+        let lookup = request(LOOKUP, ROOT, b"hello\0", 0);
+        let length = lookup.len() as u32;
+        let start = GuestAddress(1 << 32);
+        let files = ReadOnlyFiles::map(start, &[Extent::bytes(0, lookup)]).unwrap();
+        let memory = map_ram(MEMORY_BYTES).unwrap().with_read_only([files.region()]).unwrap();
+        let mut client = Client::mount_in(memory, folder.path(), false);
+        let buffers = [Buffer::readable(&vec![0; length as usize]), Buffer::writable(8192)];
+        let head = client.bench.add_chain(1, &buffers);
+        client.bench.set_descriptor(1, head, start.0, length, 1, head + 1);
+        client.bench.kick(1);
+        assert_eq!(client.bench.used(1).len(), 1);
+        let answer = client.bench.written(1, head);
+        assert_eq!(
+            (&answer[4..8], &answer[8..16]),
+            (&[0; 4][..], &7_u64.to_le_bytes()[..]),
+            "no error, the same request"
+        );
+        let head = client.bench.add_chain(1, &buffers);
+        client.bench.set_descriptor(1, head + 1, start.0, 8192, 2, 0);
+        client.bench.kick(1);
+        assert!(client.bench.used(1).is_empty() && client.bench.link().health.needs_reset());
     });
 }
 
