@@ -10,6 +10,9 @@ use crate::walls::Source;
 /// How long a device may take to appear: those of a VM are there from the start, but for their partitions' names.
 const APPEARS_WITHIN: Duration = Duration::from_secs(5);
 
+/// For kernels of the user's own; podvm's has all that it takes.
+const PMEM_CURE: &str = "a guest kernel without virtio-pmem and DAX needs layers = \"disk\" in podvm's configuration";
+
 /// Mounts `source` at the directory `at`.
 ///
 /// # Errors
@@ -18,7 +21,8 @@ pub fn mount(source: Source<'_>, at: &Path) -> Result<(), StepError> {
     const READ_ONLY: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_RDONLY;
     match source {
         Source::Erofs(device) => mount_device("erofs", device, at, &[("ro", None)], READ_ONLY),
-        Source::Pmem(device) => mount_device("erofs", device, at, &[("ro", None), ("dax", Some("always"))], READ_ONLY),
+        Source::Pmem(device) => mount_device("erofs", device, at, &[("ro", None), ("dax", Some("always"))], READ_ONLY)
+            .map_err(|StepError { what, error }| StepError::because(what, format_args!("{error}; {PMEM_CURE}"))),
         // What is deleted is given back to the host.
         Source::Ext4(device) => mount_device("ext4", device, at, &[("discard", None)], MountAttrFlags::empty()),
         Source::VirtioFs(tag) => mount_source("virtiofs", tag, at, &[], MountAttrFlags::empty()),
