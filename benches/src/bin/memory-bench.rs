@@ -147,7 +147,8 @@ fn layers_of(layout: &Path) -> Result<Vec<Vec<u8>>> {
 }
 
 fn unpacked(path: &Path) -> Result<Vec<u8>> {
-    let output = Command::new("gzip").arg("-dcf").stdin(std::fs::File::open(path)?).stderr(Stdio::inherit()).output()?;
+    let output =
+        Command::new("gzip").arg("-dcf").stdin(std::fs::File::open(path)?).stderr(Stdio::inherit()).output()?;
     ensure!(output.status.success(), "{} cannot be unpacked", path.display());
     Ok(output.stdout)
 }
