@@ -73,13 +73,20 @@ impl Way {
 /// [`MachineError`], which names a blob that cannot be used.
 pub fn add(config: &mut VmConfig, blobs: &[&Path], access: LayerAccess) -> Result<Way, MachineError> {
     let (files, sizes) = open(blobs)?;
-    let way = Way::of(access, sizes.iter().sum(), config.memory_bytes);
     let pieces = pieces(files, &sizes)?;
-    match way {
-        Way::Memory => config.add_pmem(ReadOnlyFiles::map(config.free_address(), &pieces)?)?,
-        Way::Disk => config.add_device(Block::new(Disk::read_only(pieces)?, "layers"))?,
+    if Way::of(access, sizes.iter().sum(), config.memory_bytes) == Way::Memory {
+        match ReadOnlyFiles::map(config.free_address(), &pieces) {
+            Ok(files) => {
+                config.add_pmem(files)?;
+                return Ok(Way::Memory);
+            }
+            Err(error) if access == LayerAccess::Memory => return Err(MachineError::Map(error)),
+            // Some filesystems cannot have their files mapped; all can have them read.
+            Err(_) => {}
+        }
     }
-    Ok(way)
+    config.add_device(Block::new(Disk::read_only(pieces)?, "layers"))?;
+    Ok(Way::Disk)
 }
 
 fn open(blobs: &[&Path]) -> Result<(Vec<File>, Vec<u64>), MachineError> {

@@ -58,8 +58,8 @@ pub enum MachineError {
     #[error(transparent)]
     Disk(#[from] DiskError),
     /// The layers cannot be mapped.
-    #[error("the image's layers: {0}")]
-    Memory(#[from] MemoryError),
+    #[error("the image's layers cannot be mapped; set layers = \"disk\" in podvm's configuration")]
+    Map(#[source] MemoryError),
     /// A volume's directory.
     #[error("volume {volume}: {source}")]
     Volume {
