@@ -9,7 +9,7 @@ const A_WHILE: Duration = Duration::from_secs(240);
 /// Pods of one image at once; on an emulated machine, where each takes its time, [`FEW_PODS`].
 const PODS: usize = 10;
 const FEW_PODS: usize = 3;
-/// Most KiB of a pod's memory that no other pod has, when it is not the first of its image; with a disk it is 70,000 for etcd.
+/// Most KiB of a pod's memory that no other pod has, when it is not the first of its image; with a disk it is some 69,000 for etcd.
 const MOST_PRIVATE_KIB: u64 = 56 << 10;
 /// Least KiB that such a pod shares with the others: of etcd's program what it has touched.
 const LEAST_SHARED_KIB: u64 = 12 << 10;
