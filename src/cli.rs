@@ -91,6 +91,8 @@ pub enum Command {
     Rm(rm::RmArgs),
     /// Remove all pods that have ended, and what crashes left
     Gc(gc::GcArgs),
+    /// Fetch images: the same as `podvm image fetch`
+    Fetch(image::fetch::FetchArgs),
     /// Import, list and remove images
     #[command(subcommand)]
     Image(image::ImageCommand),

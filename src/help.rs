@@ -9,7 +9,7 @@ const GROUPS: &[(&str, &[&str])] = &[
     ("Run pods", &["run", "prepare", "run-prepared", "stop", "pause", "resume", "rm", "gc"]),
     ("Look at pods", &["list", "status", "logs", "stats", "top", "cat-manifest"]),
     ("Work in pods", &["exec", "attach", "cp", "export"]),
-    ("Images", &["image", "trust"]),
+    ("Images", &["fetch", "image", "trust"]),
     ("This installation", &["doctor", "version", "completion", "man"]),
 ];
 

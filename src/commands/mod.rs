@@ -63,6 +63,7 @@ pub fn run_command(cli: Cli) -> Result<u8> {
         Command::Stop(args) => stop::run(&args, &config()?),
         Command::Rm(args) => rm::run(&args, &as_root()?),
         Command::Gc(args) => gc::run(&args, &as_root()?),
+        Command::Fetch(args) => image::run(&image::ImageCommand::Fetch(args), &as_root()?),
         Command::Image(command) => image::run(&command, &as_root()?),
         Command::Trust(command) => trust::run(&command, &config()?),
         Command::Doctor(args) => doctor::run(&args, &config()?),

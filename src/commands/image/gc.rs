@@ -53,9 +53,9 @@ pub fn run(args: &GcArgs, store: &Store, pods: &PodsRoot) -> Result<u8> {
     collect(store, pods, args.output, &is_old)
 }
 
-/// Removes images that have no name, or all.
+/// Removes images that have no name, or all. Those of appc always have their own.
 pub fn prune(args: &PruneArgs, store: &Store, pods: &PodsRoot) -> Result<u8> {
-    collect(store, pods, args.output, &|image| args.all || image.names.is_empty())
+    collect(store, pods, args.output, &|image| args.all || image.names.is_empty() && image.appc.is_none())
 }
 
 fn collect(store: &Store, pods: &PodsRoot, output: OutputArgs, is_due: &dyn Fn(&Image) -> bool) -> Result<u8> {

@@ -5,6 +5,7 @@ use podvm_image::Store;
 use podvm_pod::PodsRoot;
 use serde::Serialize;
 
+use super::fetch::shown_id;
 use super::uses;
 use crate::output::{OutputArgs, print};
 use crate::{chain, report};
@@ -35,9 +36,10 @@ struct Removed {
 pub fn run(args: &RmArgs, store: &Store, pods: &PodsRoot) -> Result<u8> {
     let (mut all, mut code) = (Vec::new(), 0);
     for image in &args.images {
+        let known = store.find(image).ok();
         match store.remove(image, &|| uses(pods)) {
             Ok(removed) => all.push(Removed {
-                id: removed.id.to_string(),
+                id: shown_id(&removed.id, known.and_then(|known| known.appc).as_ref()),
                 names: removed.names.iter().map(ToString::to_string).collect(),
                 image_removed: removed.image,
                 freed_bytes: removed.collected.bytes,
