@@ -15,6 +15,11 @@ fn run(host: &Host, words: &[&str]) -> Vec<String> {
     own.into_iter().chain(words.iter().map(|word| (*word).to_owned())).collect()
 }
 
+/// A name that no other run of the tests has.
+fn unit_name() -> String {
+    format!("podvm-e2e-{}", stage1())
+}
+
 fn property(unit: &str, name: &str) -> String {
     let shown = Invocation::new("systemctl", ["show", unit, "--property", name, "--value"]).run().expect_code(0);
     shown.stdout.trim().to_owned()
@@ -31,7 +36,7 @@ fn a_unit_is_its_pod_and_ends_it_as_a_user_would() {
     }
     let host = Host::new();
     let image = host.image("busybox");
-    let unit = format!("podvm-e2e-{}", stage1());
+    let unit = unit_name();
     let script = "trap 'echo told to end; exit 3' TERM; echo started; while :; do sleep 0.1; done";
     let start = ["--unit", &unit, "--property", "MemoryMax=512M"].map(str::to_owned);
     let words = start.into_iter().chain(run(&host, &["--net=none", &image, "--", "sh", "-c", script]));
