@@ -237,12 +237,7 @@ impl Store {
                 layers.iter().map(|(layer, _)| *layer).collect(),
             )
         };
-        // A removal sees the image with its names or not at all.
-        let _hold = self.using()?;
-        self.store_image(&record, &config_bytes, &survey.manifest_bytes)?;
-        for name in names {
-            self.set_name(name, id, None)?;
-        }
+        self.publish(&record, [&config_bytes, &survey.manifest_bytes], names, None, None)?;
         Ok(Imported { id, names: names.to_vec(), size, layers: layers.len(), present, appc: Some(appc) })
     }
 

@@ -144,13 +144,7 @@ impl Store {
             config: config.config.clone(),
             ..ImageRecord::new(found.id, &config.platform, config.created.clone(), size, diff_ids)
         };
-        // A removal sees the image with its names or not at all.
-        let _hold = self.using()?;
-        self.store_image(&record, &found.config, &found.manifest)?;
-        self.keep_origin(&found.id, origin)?;
-        for name in &names {
-            self.set_name(name, found.id, digest)?;
-        }
+        self.publish(&record, [&found.config, &found.manifest], &names, digest, Some(origin))?;
         Ok(Imported { id: found.id, names, size, layers: layers.len(), present, appc: None })
     }
 
@@ -197,8 +191,39 @@ impl Store {
         }
     }
 
+    /// Records an image whose layers are stored, with its configuration and manifest, where it has come from, and its names, which stood
+    /// for `digest` there. An image that cannot be given its first name is not stored.
+    pub(super) fn publish(
+        &self,
+        record: &ImageRecord,
+        [config, manifest]: [&[u8]; 2],
+        names: &[Reference],
+        digest: Option<Digest>,
+        origin: Option<&Origin>,
+    ) -> Result<(), StoreError> {
+        let id = record.id;
+        // A removal sees the image with its names or not at all.
+        let _hold = self.using()?;
+        let mut is_found_by_this_only = !self.image_directory(&id).exists();
+        self.store_image(record, config, manifest)?;
+        let mut give_names = || -> Result<(), StoreError> {
+            origin.map_or(Ok(()), |origin| self.keep_origin(&id, origin))?;
+            for name in names {
+                self.set_name(name, id, digest)?;
+                is_found_by_this_only = false;
+            }
+            Ok(())
+        };
+        let named = give_names();
+        if named.is_err() && is_found_by_this_only {
+            // Without it, an image is left that only its ID finds.
+            let _ = self.remove_image(&id);
+        }
+        named
+    }
+
     /// Records an image whose layers are stored.
-    pub(super) fn store_image(&self, record: &ImageRecord, config: &[u8], manifest: &[u8]) -> Result<(), StoreError> {
+    fn store_image(&self, record: &ImageRecord, config: &[u8], manifest: &[u8]) -> Result<(), StoreError> {
         let place = self.image_directory(&record.id);
         let record_path = place.join("image.json");
         if place.exists() {

@@ -104,7 +104,7 @@ impl Store {
     }
 
     /// Takes an image out of sight by one rename, then removes it.
-    fn remove_image(&self, id: &Digest) -> Result<(), StoreError> {
+    pub(super) fn remove_image(&self, id: &Digest) -> Result<(), StoreError> {
         let place = self.image_directory(id);
         discard(&self.tmp(), &place).map_err(at(place))
     }
