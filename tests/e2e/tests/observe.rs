@@ -103,7 +103,8 @@ fn leaving_an_app_leaves_it_running() {
     let pod = start(&host, &[], "trap exit TERM; n=0; while :; do n=$((n+1)); echo line $n; sleep 0.2; done");
     let mut attached = host.podvm(["attach", &pod]).spawn();
     attached.wait_for_stdout("line", A_WHILE);
-    attached.signal(nix::sys::signal::Signal::SIGINT);
+    // Not SIGINT, which what a shell starts in the background ignores.
+    attached.signal(nix::sys::signal::Signal::SIGTERM);
     attached.wait(A_WHILE).expect_code(0);
     host.podvm(["status", &pod]).run().expect_code(0).expect_stdout("running");
     host.podvm(["stop", &pod]).run().expect_code(0);
