@@ -22,6 +22,8 @@ fn measure(leases: &LeaseDir, endpoint: Endpoint, published: u16) -> Vec<(&'stat
         host_ip: None,
         host_port: published,
         pod_port: 80,
+        app: None,
+        socket_activated: false,
     }];
     let mut steps = Vec::new();
     let mut last = Instant::now();

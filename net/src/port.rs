@@ -233,7 +233,15 @@ mod tests {
 
     fn published(protocol: Protocol, host_ip: Option<&str>, host_port: u16) -> PublishedPort {
         let host_ip = host_ip.map(|ip| ip.parse().unwrap());
-        PublishedPort { name: "test".into(), protocol, host_ip, host_port, pod_port: 80 }
+        PublishedPort {
+            name: "test".into(),
+            protocol,
+            host_ip,
+            host_port,
+            pod_port: 80,
+            app: None,
+            socket_activated: false,
+        }
     }
 
     fn at_loopback(protocol: Protocol, host_port: u16) -> Forward {

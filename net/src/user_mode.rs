@@ -255,6 +255,8 @@ mod tests {
             host_ip: host_ip.map(|ip| ip.parse().unwrap()),
             host_port,
             pod_port,
+            app: None,
+            socket_activated: false,
         };
         let ports = [port(Protocol::Tcp, None, 8080, 80), port(Protocol::Tcp, Some("127.0.0.1"), 81, 81)];
         assert_eq!(forwards(Protocol::Tcp, "-t", &ports), ["-t", "8080:80", "-t", "127.0.0.1/81:81"]);

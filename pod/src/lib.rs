@@ -9,6 +9,8 @@
 //! | [`protocol`] | what stage0 and stage1 say to the supervisor inside the walls, and hear from it |
 //! | [`stage1`] | what a stage1 must do |
 //! | [`runner`] | the pod's own process: the host's end of the primary connection |
+//! | [`sockets`] | sockets that podvm was started with, and whose they are |
+//! | [`relay`] | two connections tied to each other |
 //! | [`archive`] | files on their way into an app and out of it |
 //! | [`client`] | requests to a running pod's supervisor |
 //! | [`console`] | the user's terminal, standard streams and signals |
@@ -26,7 +28,9 @@ pub mod exit;
 pub mod fault;
 pub mod manifest;
 pub mod protocol;
+pub mod relay;
 pub mod runner;
+pub mod sockets;
 pub mod stage1;
 pub mod status;
 pub mod timestamp;

@@ -192,6 +192,8 @@ mod tests {
             host_ip: host_ip.map(|ip| ip.parse().unwrap()),
             host_port: 1,
             pod_port: 2379,
+            app: None,
+            socket_activated: false,
         };
         assert_eq!(port_text(&port(None)), "1->2379/tcp");
         assert_eq!(port_text(&port(Some("127.0.0.1"))), "127.0.0.1:1->2379/tcp");

@@ -34,7 +34,7 @@ use podvm_pod::manifest::{IpcMode, NetworkMode};
 use podvm_pod::protocol::REQUEST_PORT;
 use podvm_pod::runner::{PodIo, Runner};
 use podvm_pod::status::PodReport;
-use podvm_pod::{PodsRoot, Stage1, Stage1Kind, exit};
+use podvm_pod::{PodsRoot, Stage1, Stage1Kind, exit, sockets};
 use podvm_vmm::devices::vsock::VsockConnector;
 use podvm_vmm::machine::{BuildError, Vm};
 use podvm_vmm::sandbox::Confinement;
@@ -56,6 +56,9 @@ pub enum KvmError {
     /// The pod wants the host's shared memory.
     #[error("a VM cannot share the host's memory and semaphores; leave out --ipc=host, or use --stage1=ns")]
     HostIpc,
+    /// The pod was started with sockets that a VM cannot have.
+    #[error(transparent)]
+    Sockets(#[from] sockets::SocketError),
     /// The pod's network.
     #[error(transparent)]
     Network(#[from] podvm_net::CreateError),
@@ -129,8 +132,10 @@ impl KvmStage1 {
         if manifest.ipc == IpcMode::Host {
             return Err(KvmError::HostIpc);
         }
+        sockets::check_for_vm(&self.io.sockets)?;
         let request = NetworkRequest {
             is_unprivileged: self.is_unprivileged,
+            ports: sockets::forwarded(&manifest.ports, &self.io.sockets),
             ..NetworkRequest::of_pod(manifest, Endpoint::Vm, &self.network)
         };
         let leases = LeaseDir::open(PodsRoot::new(&self.root).leases())?;
@@ -152,7 +157,8 @@ impl Privileged {
     /// Gives up the privileges, starts the guest and runs the pod in it.
     fn run(self, pod: &RunningPod, io: PodIo) -> PodReport {
         let Self { network, vm, layers, connector, primary, signals } = self;
-        let spec = spec::pod_spec(pod.manifest(), layers, network.spec());
+        let relayed = io.sockets.clone();
+        let spec = spec::pod_spec(pod.manifest(), layers, &relayed, network.spec());
         let addresses = addresses(&network);
         let started = sandbox::leave_host_root(pod.dir().path())
             .and_then(|()| sandbox::forbid_tracing())
@@ -171,7 +177,7 @@ impl Privileged {
         let handle = running.handle();
         let supervisor = SupervisorClient::new(move || connector.connect(REQUEST_PORT));
         let walls = Box::new(move || fall::report(&running.wait()));
-        let runner = Runner { pod, primary, supervisor, io, signals, addresses, walls: Some(walls) };
+        let runner = Runner { pod, primary, supervisor, io, signals, addresses, walls: Some(walls), relayed };
         let report = runner.run(spec);
         handle.stop();
         reach(FaultPoint::WallsTornDown);

@@ -32,6 +32,7 @@ const SYSTEM_CALLS: &[Allow] = &[
     Call(libc::SYS_recvfrom),
     Call(libc::SYS_sendmsg),
     Call(libc::SYS_recvmsg),
+    Call(libc::SYS_accept4),
     Call(libc::SYS_shutdown),
     Call(libc::SYS_setsockopt),
     Call(libc::SYS_getsockopt),

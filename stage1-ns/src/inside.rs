@@ -14,6 +14,7 @@ use std::path::Path;
 use nix::sys::signal::Signal;
 use nix::unistd::{Gid, Uid};
 use podvm_pod::fault::{self, FaultPoint, reach};
+use podvm_pod::sockets::AppSocket;
 use rustix::mount::{MountPropagationFlags, mount_change};
 
 use crate::handover::{Handover, Part};
@@ -23,8 +24,8 @@ use crate::spec::{CGROUP, SCRATCH};
 /// Numbers of the descriptors the supervisor gets after the standard streams, as words.
 const PRIMARY: &CStr = c"3";
 const LISTENER: &CStr = c"4";
-/// First descriptor that ends when the supervisor is executed.
-const FIRST_PRIVATE: RawFd = 6;
+/// Number of the first of the apps' sockets. The descriptors behind the last one end when the supervisor is executed.
+pub const FIRST_SOCKET: RawFd = 6;
 /// A directory that every host has and every user may look at; covered for a moment, in the supervisor's process alone.
 const COVERED: &str = "/proc";
 
@@ -58,6 +59,15 @@ pub struct Inherited<'a> {
     pub listener: BorrowedFd<'a>,
     /// The pod's lock: a pod is alive until its supervisor is gone, too.
     pub lock: BorrowedFd<'a>,
+    /// The apps' sockets.
+    pub sockets: &'a [AppSocket],
+}
+
+impl Inherited<'_> {
+    /// The first number that none of them gets.
+    fn first_private(&self) -> RawFd {
+        FIRST_SOCKET + self.sockets.len() as RawFd
+    }
 }
 
 /// The supervisor's process, in its own mount and PID namespaces, which has yet to become the supervisor.
@@ -77,7 +87,7 @@ impl Inside<'_> {
     /// Enters the pod's tree and executes the supervisor. Returns only when that failed, and has said so then.
     pub fn enter(mut self) {
         // Out of the way of the numbers that are filled last.
-        let failure = match self.handover.moved_beyond(FIRST_PRIVATE) {
+        let failure = match self.handover.moved_beyond(self.inherited.first_private()) {
             Ok(handover) => {
                 self.handover = handover;
                 let Err(failure) = self.enter_and_execute();
@@ -118,11 +128,13 @@ impl Inside<'_> {
     }
 
     fn execute(&self, null: BorrowedFd<'_>, has_cgroup: bool) -> Result<Infallible, Failure> {
-        let Inherited { program, notes, primary, listener, lock } = self.inherited;
+        let Inherited { program, notes, primary, listener, lock, sockets } = self.inherited;
+        let first_private = self.inherited.first_private();
         // All copies are made beyond the numbers that are to be filled, so that none is overwritten before its turn.
-        let copy = |fd: BorrowedFd<'_>| rustix::io::fcntl_dupfd_cloexec(fd, FIRST_PRIVATE);
-        let wanted = [null, notes, notes, primary, listener, lock].map(copy);
-        let copies = wanted.into_iter().collect::<Result<Vec<_>, _>>().step(|| "copy descriptors".into())?;
+        let copy = |fd: BorrowedFd<'_>| rustix::io::fcntl_dupfd_cloexec(fd, first_private);
+        let wanted = [null, notes, notes, primary, listener, lock];
+        let wanted = wanted.into_iter().chain(sockets.iter().map(|socket| socket.socket.as_fd())).map(copy);
+        let copies = wanted.collect::<Result<Vec<_>, _>>().step(|| "copy descriptors".into())?;
         let program = copy(program).step(|| "copy descriptors".into())?;
         for (number, fd) in (0..).zip(&copies) {
             // SAFETY: whoever owned this number in this process does not use it again: the program is executed, or the
@@ -133,7 +145,7 @@ impl Inside<'_> {
         }
         // SAFETY: sets a flag only.
         let marked =
-            unsafe { libc::syscall(libc::SYS_close_range, FIRST_PRIVATE, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+            unsafe { libc::syscall(libc::SYS_close_range, first_private, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
         if marked < 0 {
             return Err(io::Error::last_os_error()).step(|| "keep the host's files from the supervisor".into());
         }

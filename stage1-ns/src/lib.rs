@@ -42,7 +42,7 @@ use podvm_pod::manifest::NetworkMode;
 use podvm_pod::runner::{PodIo, Runner};
 use podvm_pod::status::PodReport;
 use podvm_pod::writable::{self, DEFAULT_DISK, WritableError};
-use podvm_pod::{PodManifest, PodsRoot, Stage1, Stage1Kind};
+use podvm_pod::{PodManifest, PodsRoot, Stage1, Stage1Kind, sockets};
 
 pub use cgroup::undo;
 
@@ -126,8 +126,9 @@ impl Stage1 for NsStage1 {
             signals,
             addresses: addresses(&network),
             walls: Some(supervisor.watch()),
+            relayed: Vec::new(),
         };
-        let report = runner.run(spec::pod_spec(pod.manifest(), network.spec()));
+        let report = runner.run(spec::pod_spec(pod.manifest(), &self.io.sockets, network.spec()));
         supervisor.end();
         reach(FaultPoint::WallsTornDown);
         network.end(&leases);
@@ -161,7 +162,7 @@ impl NsStage1 {
             cgroup.delegate(range.first)?;
         }
         let place = cgroup.as_ref().map(PodCgroup::supervisor);
-        let walls = Walls::build(&self.supervisor, pod, self.is_unprivileged, place)?;
+        let walls = Walls::build(&self.supervisor, pod, self.is_unprivileged, place, &self.io.sockets)?;
         let mut user_namespace = None;
         if let Some(range) = users {
             range.map(walls.process())?;
@@ -205,6 +206,7 @@ impl NsStage1 {
         let request = NetworkRequest {
             is_unprivileged: self.is_unprivileged,
             namespace,
+            ports: sockets::forwarded(&manifest.ports, &self.io.sockets),
             ..NetworkRequest::of_pod(manifest, Endpoint::Namespace, &self.network)
         };
         Ok(PodNetwork::create(&request, leases)?)

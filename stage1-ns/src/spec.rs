@@ -4,7 +4,12 @@ use std::path::{Path, PathBuf};
 
 use podvm_pod::PodManifest;
 use podvm_pod::manifest::{IpcMode, VolumeKind};
-use podvm_pod::protocol::{AppSpec, LayerSource, NetworkSpec, PodSpec, VolumeSource, VolumeSpec, WritableSource};
+use podvm_pod::protocol::{
+    AppSpec, LayerSource, NetworkSpec, PodSpec, SocketSource, SocketSpec, VolumeSource, VolumeSpec, WritableSource,
+};
+use podvm_pod::sockets::AppSocket;
+
+use crate::inside::FIRST_SOCKET;
 
 /// Where the supervisor keeps what is its own; in memory.
 pub const SCRATCH: &str = "/scratch";
@@ -20,14 +25,19 @@ pub const LAYERS: &str = "/layers";
 pub const VOLUMES: &str = "/volumes";
 
 /// The pod as the supervisor is to run it.
-pub fn pod_spec(manifest: &PodManifest, network: NetworkSpec) -> PodSpec {
+pub fn pod_spec(manifest: &PodManifest, sockets: &[AppSocket], network: NetworkSpec) -> PodSpec {
     let distinct = manifest.distinct_layers();
     let place = |layer: &PathBuf| {
         let number = distinct.iter().position(|other| *other == layer).unwrap_or_default();
         LayerSource::Directory(Path::new(LAYERS).join(number.to_string()))
     };
     let apps = manifest.apps.iter();
-    let apps = apps.map(|app| AppSpec { app: app.clone(), layers: app.image.layers.iter().map(place).collect() });
+    let apps = apps.map(|app| {
+        let own = (FIRST_SOCKET..).zip(sockets).filter(|(_, socket)| socket.app == app.name);
+        let own = own
+            .map(|(number, socket)| SocketSpec { name: socket.name.clone(), source: SocketSource::Inherited(number) });
+        AppSpec { app: app.clone(), layers: app.image.layers.iter().map(place).collect(), sockets: own.collect() }
+    });
     let volumes = manifest.volumes.iter().map(|volume| VolumeSpec {
         name: volume.name.clone(),
         source: match volume.kind {

@@ -16,6 +16,7 @@ use podvm_pod::exit;
 use podvm_pod::fault::{FaultPoint, reach};
 use podvm_pod::manifest::{IpcMode, NetworkMode};
 use podvm_pod::runner;
+use podvm_pod::sockets::AppSocket;
 use podvm_pod::status::PodReport;
 
 use crate::handover::{Handover, Part};
@@ -53,7 +54,8 @@ pub struct Walls {
 
 impl Walls {
     /// Makes the namespaces; a network namespace unless the pod shares the host's, and a user namespace if it has users of its
-    /// own. `is_unprivileged` says that this process is in a user namespace itself. The process is made in `cgroup`.
+    /// own. `is_unprivileged` says that this process is in a user namespace itself. The process is made in `cgroup`, and inherits
+    /// `sockets`.
     ///
     /// # Errors
     /// [`WallsError`]; nothing is left then.
@@ -62,6 +64,7 @@ impl Walls {
         pod: &RunningPod,
         is_unprivileged: bool,
         cgroup: Option<BorrowedFd<'_>>,
+        sockets: &[AppSocket],
     ) -> Result<Self, WallsError> {
         let listener = UnixListener::bind(pod.dir().supervisor_socket())?;
         reach(FaultPoint::SocketBound);
@@ -77,6 +80,7 @@ impl Walls {
             primary: inner.as_fd(),
             listener: listener.as_fd(),
             lock: pod.lock_fd(),
+            sockets,
         };
         // SAFETY: the stage1 is called in a process of one thread.
         match unsafe { clone_process(namespaces(manifest), cgroup) }.map_err(WallsError::Namespaces)? {

@@ -15,9 +15,10 @@ use rustix::mount::{MountPropagationFlags, mount_change};
 use rustix::process::{Gid, Uid};
 
 use super::program::Program;
+use super::socket::AppSocket;
 use super::terminal::{Terminal, take_control};
 use super::user::User;
-use super::{Job, LaunchError, Pod, control, etc, files, privileges, root, system, volume};
+use super::{Job, LaunchError, Pod, control, etc, files, privileges, root, socket, system, volume};
 use crate::seccomp::{self, Filter};
 use crate::step::{Step, StepError};
 use crate::sys::process;
@@ -95,6 +96,7 @@ impl Child<'_> {
         let mut keep: Vec<RawFd> = pipes.into_iter().flatten().map(AsRawFd::as_raw_fd).collect();
         keep.push(self.control.as_raw_fd());
         keep.extend(self.target.map(|target| target.as_raw_fd()));
+        keep.extend(self.sockets().iter().map(|socket| socket.as_fd().as_raw_fd()));
         // Standard streams stay until they are replaced, lest another file take the number of one.
         keep.extend([libc::STDIN_FILENO, libc::STDOUT_FILENO, libc::STDERR_FILENO]);
         keep
@@ -102,6 +104,14 @@ impl Child<'_> {
 
     fn app(&self) -> &App {
         &self.pod.spec.apps[self.index].app
+    }
+
+    /// The sockets that the program gets: only an app's main process has any.
+    fn sockets(&self) -> &[AppSocket] {
+        match self.job {
+            Job::Main => &self.pod.sockets[self.index],
+            Job::PostStop | Job::Exec(_) | Job::Archive(_) => &[],
+        }
     }
 
     /// Returns an error to report, or none when the supervisor is gone and nobody is left to hear it.
@@ -157,7 +167,8 @@ impl Child<'_> {
             }
         };
         let user = User::find_here(user, &app.supplementary_gids)?;
-        let variables: Vec<_> = app.environment.iter().chain(more).collect();
+        let of_sockets = socket::variables(self.sockets());
+        let variables: Vec<_> = app.environment.iter().chain(more).chain(&of_sockets).collect();
         let program = Program::new(words, &variables, &user, terminal)?;
         for limit in &app.isolators.rlimits {
             privileges::resource(&limit.name)?;
@@ -217,7 +228,7 @@ impl Child<'_> {
         if matches!(self.job, Job::Main) && !self.app().pre_start.is_empty() {
             self.pre_start(&ready)?;
         }
-        self.become_program(ready)
+        self.become_program(ready, self.sockets())
     }
 
     /// Runs the handler in a process of its own, which has all that the app will have but the control of its terminal.
@@ -236,7 +247,7 @@ impl Child<'_> {
             ForkResult::Child => {
                 drop(reader);
                 let handler = Ready { user: ready.user.clone(), program, filter, terminal: None, streams };
-                let Err(error) = self.become_program(handler);
+                let Err(error) = self.become_program(handler, &[]);
                 // Whoever reads it waits for the process's end in any case.
                 let _ = writer.write_all(error.to_string().as_bytes());
                 // SAFETY: ends the process without running anything of the supervisor's.
@@ -272,7 +283,7 @@ impl Child<'_> {
     }
 
     /// Gives up what the app may not have and executes the program. Returns only on errors.
-    fn become_program(&self, ready: Ready) -> Result<Infallible, LaunchError> {
+    fn become_program(&self, ready: Ready, sockets: &[AppSocket]) -> Result<Infallible, LaunchError> {
         let Ready { user, program, filter, terminal, streams } = ready;
         let app = self.app();
         privileges::set_limits(&app.isolators)?;
@@ -295,7 +306,9 @@ impl Child<'_> {
         nix::unistd::dup2_stdin(stdin).step(|| "set the standard input")?;
         nix::unistd::dup2_stdout(stdout).step(|| "set the standard output")?;
         nix::unistd::dup2_stderr(stderr).step(|| "set the standard error")?;
-        process::close_on_exec_from(3).step(|| "keep the supervisor's files from the program")?;
+        // SAFETY: of what this process still uses, the control socket has a number beyond (see `launch`), and the rest is done with.
+        let end = unsafe { socket::place(sockets) }.step(|| "hand the app its sockets")?;
+        process::close_on_exec_from(end).step(|| "keep the supervisor's files from the program")?;
         if let Some(filter) = filter {
             process::install_seccomp_filter(filter.program()).step(|| "install the filter of system calls")?;
         }

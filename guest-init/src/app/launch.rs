@@ -1,7 +1,7 @@
 //! Making an app's process, on the supervisor's side.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
 use nix::fcntl::OFlag;
 use nix::unistd::{Pid, pipe2};
@@ -9,7 +9,7 @@ use podvm_pod::archive::Archived;
 use podvm_pod::fault::{FaultPoint, reach};
 
 use super::child::{self, Child, Pipes};
-use super::{Job, Pod};
+use super::{Job, Pod, socket};
 use crate::cgroup::AppCgroup;
 use crate::step::{Step, StepError};
 use crate::sys::process::{Cloned, clone_process, join_namespaces};
@@ -51,6 +51,9 @@ pub unsafe fn launch(
     };
     let (ours, theirs) = pipes(terminal, stdin).step(|| "make pipes")?;
     let (control, their_control) = message_pair().step(|| "make a control socket")?;
+    // It must last until the program is executed, and so not have the number of one of the app's sockets.
+    let beyond = socket::FIRST + pod.sockets[index].len() as RawFd;
+    let their_control = rustix::io::fcntl_dupfd_cloexec(&their_control, beyond).step(|| "make a control socket")?;
     let cgroup = cgroup.map(AsFd::as_fd);
     let cloned = match target {
         // SAFETY: the caller promises that there is no other thread.

@@ -15,6 +15,7 @@
 //! | [`etc`] | `/etc/hosts`, `/etc/hostname`, `/etc/resolv.conf` |
 //! | [`files`] | files into the app and out of it |
 //! | [`path`] | paths that cannot lead out of the root |
+//! | [`socket`] | sockets that the app is started with |
 //! | [`user`] | users and groups of the image |
 //! | [`terminal`] | pseudo-terminals |
 //! | [`privileges`] | limits, user, capabilities, system calls |
@@ -29,6 +30,7 @@ pub mod path;
 pub mod privileges;
 pub mod program;
 pub mod root;
+pub mod socket;
 pub mod system;
 pub mod terminal;
 pub mod user;
@@ -54,6 +56,8 @@ pub struct Pod {
     pub spec: PodSpec,
     /// Where its parts are.
     pub places: Places,
+    /// The sockets of each app.
+    pub sockets: Vec<Vec<socket::AppSocket>>,
     /// Whether apps have cgroups.
     pub cgroups: bool,
     /// Whether the pod's users are others at the host (user_namespaces(7)).

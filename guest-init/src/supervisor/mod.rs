@@ -9,6 +9,7 @@ mod link;
 pub mod panic;
 mod pod;
 mod process;
+mod relays;
 mod request;
 mod restart;
 
@@ -33,6 +34,7 @@ use connection::{Connection, Heard, MAX_CONNECTIONS};
 use framed::Framed;
 use pod::RunningPod;
 use process::Processes;
+use relays::Relays;
 
 /// Grace given to the apps when the supervisor itself decides to stop the pod: docker's default.
 const STOP_GRACE: Duration = Duration::from_secs(10);
@@ -65,6 +67,7 @@ enum Token {
     Control(ProcessId),
     Client(ProcessId, usize),
     Stream(ProcessId, usize),
+    Relay(u64, usize),
 }
 
 /// Where the pod is in its life.
@@ -89,6 +92,7 @@ pub struct Supervisor {
     connections: BTreeMap<u64, Connection>,
     last_connection: u64,
     processes: Processes,
+    relays: Relays,
     pod: Option<RunningPod>,
     phase: Phase,
     /// What ended the pod when it was not its apps.
@@ -119,6 +123,7 @@ impl Supervisor {
             connections: BTreeMap::new(),
             last_connection: 0,
             processes: Processes::default(),
+            relays: Relays::default(),
             pod: None,
             phase: Phase::Idle,
             error: None,
@@ -149,6 +154,7 @@ impl Supervisor {
                 Token::Control(id) => self.hear_process(id),
                 Token::Client(id, slot) => self.serve_stream(id, slot, events, PollFlags::empty()),
                 Token::Stream(id, slot) => self.serve_stream(id, slot, PollFlags::empty(), events),
+                Token::Relay(id, end) => self.relays.serve(id, end, events),
             }
         }
         self.check_deadlines();
@@ -177,6 +183,7 @@ impl Supervisor {
                 watched.push((token, fd, flags));
             }
         }
+        watched.extend(self.relays.interests().map(|(id, end, fd, flags)| (Token::Relay(id, end), fd, flags)));
         let mut fds: Vec<PollFd> = watched.iter().map(|(_, fd, flags)| PollFd::from_borrowed_fd(*fd, *flags)).collect();
         match poll(&mut fds, self.timeout().as_ref()) {
             Ok(_) => {}

@@ -15,6 +15,7 @@ use super::process::State;
 use super::restart::Restarts;
 use super::{Phase, STOP_GRACE, Supervisor, SupervisorError};
 use crate::app::launch::launch;
+use crate::app::socket::AppSocket;
 use crate::app::{Job, Pod};
 use crate::cgroup::{AppCgroup, Cgroups};
 use crate::places::Places;
@@ -194,6 +195,7 @@ impl Supervisor {
         reach(FaultPoint::SupervisorTold);
         nix::unistd::sethostname(&spec.hostname).step(|| format!("set the hostname {:?}", spec.hostname))?;
         self.walls.configure_network(&spec.network)?;
+        let sockets = spec.apps.iter().map(AppSocket::open_all).collect::<Result<_, _>>()?;
         let places = Places::prepare(self.walls.as_mut(), &spec)?;
         reach(FaultPoint::PlacesPrepared);
         let cgroups = self.open_cgroups();
@@ -210,7 +212,7 @@ impl Supervisor {
             apps.push(RunningApp::new(app, cgroup));
         }
         let has_mapped_users = self.walls.has_mapped_users();
-        let launched_with = Pod { spec, places, cgroups: cgroups.is_some(), has_mapped_users };
+        let launched_with = Pod { spec, places, sockets, cgroups: cgroups.is_some(), has_mapped_users };
         let (released, ready, failed, stopping, kill_at) = (false, false, None, false, None);
         self.pod = Some(RunningPod { launched_with, apps, released, ready, failed, stopping, kill_at });
         reach(FaultPoint::AppCgroupsMade);

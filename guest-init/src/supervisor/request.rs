@@ -30,12 +30,16 @@ impl From<Response> for Reply {
 }
 
 /// Why a request is refused, as a sentence.
-type Refusal = String;
+pub(super) type Refusal = String;
 
 impl Supervisor {
     pub(super) fn handle_request(&mut self, connection: u64, request: Request) {
         let reply = match request {
             Request::Stream { process, stream } => match self.attach(connection, process, stream) {
+                Ok(()) => return,
+                Err(message) => Err(message),
+            },
+            Request::Socket { app, index } => match self.connect_socket(connection, &app, index) {
                 Ok(()) => return,
                 Err(message) => Err(message),
             },
@@ -93,7 +97,7 @@ impl Supervisor {
         Ok(())
     }
 
-    fn app_index(&self, name: &AppName) -> Result<usize, Refusal> {
+    pub(super) fn app_index(&self, name: &AppName) -> Result<usize, Refusal> {
         let pod = self.pod.as_ref().ok_or("no pod runs yet")?;
         pod.app(name).ok_or_else(|| {
             let names: Vec<&str> = pod.apps.iter().map(|app| app.name.as_str()).collect();

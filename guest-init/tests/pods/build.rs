@@ -84,7 +84,7 @@ impl PodBuilder {
     /// Adds an app of the image.
     pub fn with(mut self, app: App) -> Self {
         let layers = ["base", "users"].map(|name| LayerSource::Directory(self.path(name))).into();
-        self.spec.apps.push(AppSpec { app, layers });
+        self.spec.apps.push(AppSpec { app, layers, sockets: Vec::new() });
         self
     }
 

@@ -138,7 +138,7 @@ pub fn request() -> NetworkRequest {
 
 pub fn port(protocol: Protocol, host_ip: Option<&str>, host_port: u16, pod_port: u16) -> PublishedPort {
     let host_ip = host_ip.map(|ip| ip.parse().unwrap());
-    PublishedPort { name: "test".into(), protocol, host_ip, host_port, pod_port }
+    PublishedPort { name: "test".into(), protocol, host_ip, host_port, pod_port, app: None, socket_activated: false }
 }
 
 /// The pod's addresses, IPv4 first.

@@ -222,7 +222,19 @@ impl SupervisorClient {
     /// # Errors
     /// [`ClientError`].
     pub fn open_stream(&self, process: ProcessId, stream: StreamKind) -> Result<UnixStream, ClientError> {
-        let mut connection = self.send(Request::Stream { process, stream })?;
+        self.open(Request::Stream { process, stream })
+    }
+
+    /// Connects to one of the sockets that the supervisor has made for an app.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn open_socket(&self, app: AppName, index: usize) -> Result<UnixStream, ClientError> {
+        self.open(Request::Socket { app, index })
+    }
+
+    fn open(&self, request: Request) -> Result<UnixStream, ClientError> {
+        let mut connection = self.send(request)?;
         match answer(&mut connection)? {
             Response::Stream => {
                 connection.set_read_timeout(None).map_err(ClientError::Unreachable)?;

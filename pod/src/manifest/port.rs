@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use super::name::AppName;
+
 /// A transport protocol with ports.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -38,6 +40,12 @@ pub struct PublishedPort {
     pub host_port: u16,
     /// Port inside the pod.
     pub pod_port: u16,
+    /// The app whose image knows the port by this name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub app: Option<AppName>,
+    /// Whether that app expects the port as an open socket that it is started with ([`crate::sockets`]).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub socket_activated: bool,
 }
 
 /// What `--port` was given: `NAME:[IP:]PORT`. NAME is a port's name in the image, or a port of the pod such as `80` or `53/udp`.

@@ -8,7 +8,7 @@
 //!   of all [`Command::Run`]. When the primary connection ends without [`Command::Farewell`], the supervisor stops the pod.
 //! - Any number of *request* connections, opened from outside to [`REQUEST_PORT`]. The client sends one [`Request`] in an
 //!   [`Envelope`] and reads [`Response`]s as the request says. After [`Response::Stream`] the connection is no longer framed but
-//!   carries one standard stream's bytes, and the closing of one direction is the stream's end.
+//!   carries one stream's bytes, and the closing of one direction is the stream's end.
 //!
 //! Numbers of processes ([`ProcessId`]) are the supervisor's own: an app's main process and every exec'd one has one.
 
@@ -19,8 +19,8 @@ use serde::{Deserialize, Serialize};
 
 pub use frame::{FrameError, MAX_FRAME_BYTES, read_frame, write_frame};
 pub use spec::{
-    AppSpec, DnsSpec, HostsEntry, InterfaceSpec, LayerSource, NetworkSpec, PodSpec, VolumeSource, VolumeSpec,
-    WritableSource,
+    AppSpec, DnsSpec, HostsEntry, InterfaceSpec, LayerSource, NetworkSpec, PodSpec, SocketSource, SocketSpec,
+    VolumeSource, VolumeSpec, WritableSource,
 };
 
 use crate::archive::Archived;
@@ -127,6 +127,14 @@ pub enum Request {
         process: ProcessId,
         /// Which one.
         stream: StreamKind,
+    },
+    /// Connect to one of the sockets that an app was started with and that the supervisor has made; answered by
+    /// [`Response::Stream`], then the connection's bytes, each direction with its own end.
+    Socket {
+        /// The app.
+        app: AppName,
+        /// Which of its sockets.
+        index: usize,
     },
     /// Wait for a process's end; answered by [`Response::Exited`] then.
     Wait {

@@ -1,6 +1,6 @@
 //! What the supervisor is told of the pod it is to run: the manifest's apps, and where inside the walls their parts are.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -36,6 +36,30 @@ pub struct AppSpec {
     pub app: App,
     /// Its layers, lowest first.
     pub layers: Vec<LayerSource>,
+    /// Sockets that it is started with (sd_listen_fds(3)), in their order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sockets: Vec<SocketSpec>,
+}
+
+/// A socket that an app is started with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SocketSpec {
+    /// What the app is told that it is called.
+    pub name: String,
+    /// What it is.
+    pub source: SocketSource,
+}
+
+/// Where an app's socket comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SocketSource {
+    /// The supervisor has inherited it under this number.
+    Inherited(i32),
+    /// The supervisor makes one that listens there, or at a loopback address where there is no such address.
+    Tcp(SocketAddr),
+    /// The supervisor makes a Unix stream socket that listens.
+    Unix,
 }
 
 /// Where a read-only layer is.

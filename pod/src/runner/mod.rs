@@ -7,7 +7,7 @@
 //!
 //! System calls it makes, for the stage1's filter: those of threads and of the allocator, read, write, poll, openat (only
 //! for files of the pod directory), renameat, renameat2, unlinkat, fstat, lseek, dup by fcntl, ioctl TCGETS, TCSETSW,
-//! TIOCGWINSZ, sendto, recvfrom, shutdown, setsockopt and whatever the function given to [`SupervisorClient::new`] makes.
+//! TIOCGWINSZ, sendto, recvfrom, accept4, shutdown, setsockopt and whatever the function given to [`SupervisorClient::new`] makes.
 //!
 //! The supervisor may be in a hostile guest's hands: what it says is bounded in size, is taken only when it fits, and every
 //! wait for it has a limit once the user asked the pod to end.
@@ -18,6 +18,7 @@ pub mod log;
 mod ready;
 mod session;
 mod shown;
+mod sockets;
 
 #[cfg(test)]
 mod tests;
@@ -32,6 +33,7 @@ use crate::console::Signals;
 use crate::directory::RunningPod;
 use crate::fault::{FaultPoint, reach};
 use crate::protocol::PodSpec;
+use crate::sockets::AppSocket;
 use crate::status::PodReport;
 use crate::timestamp::Timestamp;
 
@@ -43,6 +45,8 @@ pub struct PodIo {
     pub attached: bool,
     /// Who is told when the apps run.
     pub ready: Option<ReadySender>,
+    /// Sockets that the apps are started with.
+    pub sockets: Vec<AppSocket>,
 }
 
 /// Waits until the walls fall, and tells how. Called in a thread of its own; what it returns counts only when the supervisor
@@ -65,6 +69,8 @@ pub struct Runner<'a> {
     pub addresses: Vec<IpAddr>,
     /// The walls, if they can fall by themselves.
     pub walls: Option<Walls>,
+    /// Sockets of the host, whose connections are to be tied to those that the supervisor has made for the apps.
+    pub relayed: Vec<AppSocket>,
 }
 
 impl Runner<'_> {

@@ -10,6 +10,7 @@ use nix::sys::signal::Signal;
 
 use super::attach::Attacher;
 use super::board::Board;
+use super::sockets::Relays;
 use super::{Runner, Walls};
 use crate::console::{Signals, spawn};
 use crate::directory::RunningPod;
@@ -103,6 +104,7 @@ struct Session<'a> {
     primary: UnixStream,
     inputs: Receiver<Input>,
     attacher: Attacher,
+    relays: Relays,
     board: Board,
     addresses: Vec<std::net::IpAddr>,
     ready: Option<super::ReadySender>,
@@ -124,8 +126,8 @@ struct Session<'a> {
 
 impl<'a> Session<'a> {
     fn begin(runner: Runner<'a>, spec: PodSpec) -> Result<Self, Box<dyn std::error::Error>> {
-        let Runner { pod, primary, supervisor, io, signals, addresses, walls } = runner;
-        let attacher = Attacher::new(supervisor, pod.open_logs()?, &io, pod.manifest());
+        let Runner { pod, primary, supervisor, io, signals, addresses, walls, relayed } = runner;
+        let attacher = Attacher::new(supervisor.clone(), pod.open_logs()?, &io, pod.manifest());
         primary.set_write_timeout(Some(SEND_LIMIT))?;
         let has_walls = walls.is_some();
         let inputs = listen(primary.try_clone()?, signals, walls)?;
@@ -134,6 +136,7 @@ impl<'a> Session<'a> {
             primary,
             inputs,
             attacher,
+            relays: Relays::new(supervisor, relayed),
             board: Board::new(pod.manifest()),
             addresses,
             ready: io.ready,
@@ -198,6 +201,9 @@ impl<'a> Session<'a> {
                 }
                 self.record(Instant::now());
                 reach(FaultPoint::RunningRecorded);
+                if let Err(error) = self.relays.begin() {
+                    eprintln!("podvm: the sockets of this pod take no connections: {error}");
+                }
                 if let Some(ready) = self.ready.take() {
                     ready.ready();
                 }

@@ -161,6 +161,7 @@ fn run_against(walls: Option<Walls>, script: impl FnOnce(&mut Supervisor) + Send
         signals: Signals::from_source(move || sent.recv().ok()),
         addresses: Vec::new(),
         walls,
+        relayed: Vec::new(),
     };
     let report = runner.run(spec(pod.manifest()));
     scripted.join().unwrap();
@@ -374,10 +375,11 @@ fn the_starter_is_told_when_the_apps_run() {
         pod: &pod,
         primary,
         supervisor: SupervisorClient::new(open_stream),
-        io: PodIo { attached: false, ready: Some(sender) },
+        io: PodIo { ready: Some(sender), ..PodIo::default() },
         signals: Signals::from_source(|| None),
         addresses: Vec::new(),
         walls: None,
+        relayed: Vec::new(),
     };
     assert_eq!(runner.run(spec(pod.manifest())), report(0));
     scripted.join().unwrap();

@@ -49,13 +49,6 @@ impl ImageSettings {
         for port in &app.ports {
             let declared = declared(port).map_err(wrong)?;
             settings.ports.push(declared);
-            if port.socket_activated {
-                settings.remarks.push(format!(
-                    "image {name}: port {} is to be passed as an open socket, which podvm does not do; the app must listen there \
-                     itself",
-                    port.name
-                ));
-            }
         }
         for mount in &app.mount_points {
             // A name that no volume can have leaves those that the path gives.
@@ -75,7 +68,8 @@ fn declared(port: &Port) -> Result<DeclaredPort, Fault> {
     };
     let number = |number: u32| u16::try_from(number).map_err(|_| format!("port {} is no port", port.name));
     let (first, count) = (number(port.port)?, number(port.count)?);
-    Ok(DeclaredPort { name: Some(port.name.clone()), port: first, protocol, count })
+    let (name, socket_activated) = (Some(port.name.clone()), port.socket_activated);
+    Ok(DeclaredPort { name, port: first, protocol, count, socket_activated })
 }
 
 fn isolators(app: &App, remarks: &mut Vec<String>, image: &str) -> Result<Isolators, Fault> {
@@ -267,7 +261,7 @@ mod tests {
         assert_eq!(web.environment[0].value, "web");
         assert_eq!((web.ports[1].port, web.ports[1].count, web.ports[1].protocol), (20000, 10, Protocol::Udp));
         assert_eq!((web.volumes[0].names[0].as_str(), web.volumes[0].read_only), ("work", true));
-        assert!(web.remarks[0].contains("port http"), "{:?}", web.remarks);
+        assert_eq!((web.ports[0].socket_activated, web.ports[1].socket_activated), (true, false));
         assert!(
             settings(json!({"ports": [{"name": "x", "port": 1, "protocol": "sctp"}]})).unwrap_err().contains("sctp")
         );

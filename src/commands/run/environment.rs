@@ -8,6 +8,7 @@ use super::app_arguments::AppArgs;
 use super::error::PrepareError;
 use super::image::ImageSettings;
 use super::manifest::Host;
+use super::sockets;
 
 /// Where programs are looked for when the image does not say.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -36,7 +37,8 @@ pub fn environment(
         None => environment.push(given.clone()),
     };
     if args.inherit_env {
-        host.environment.iter().filter(|variable| variable.name != HOSTNAME).for_each(&mut set);
+        let is_inherited = |name: &str| name != HOSTNAME && !name.starts_with(sockets::VARIABLES);
+        host.environment.iter().filter(|variable| is_inherited(&variable.name)).for_each(&mut set);
     }
     image.environment.iter().for_each(&mut set);
     for path in &args.set_env_file {

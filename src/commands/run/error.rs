@@ -89,11 +89,11 @@ pub enum PrepareError {
         /// One meaning.
         first: String,
         /// Whose.
-        first_app: AppName,
+        first_app: String,
         /// Another meaning.
         second: String,
         /// Whose.
-        second_app: AppName,
+        second_app: String,
     },
     /// A port of the host that is asked for twice.
     #[error("port {port}/{protocol} of the host is asked for twice{at}; give each port of the pod its own", at = .ip.map(|ip| format!(" at {ip}")).unwrap_or_default())]

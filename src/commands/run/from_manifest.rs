@@ -7,7 +7,7 @@ use std::path::{Component, Path};
 
 use podvm_image::{ResolvedImage, Store};
 use podvm_pod::PodManifest;
-use podvm_pod::manifest::{App, MANIFEST_VERSION, RESOURCES, is_host_name};
+use podvm_pod::manifest::{App, AppName, MANIFEST_VERSION, RESOURCES, is_host_name};
 use podvm_pod::stage1::Stage1Kind;
 use podvm_pod::timestamp::Timestamp;
 use uuid::Uuid;
@@ -80,6 +80,10 @@ fn check_shape(manifest: &PodManifest) -> Result<(), Fault> {
     let names = manifest.hosts.iter().flat_map(|entry| &entry.names);
     if let Some(name) = names.chain(&manifest.dns.search).find(|name| !is_host_name(name)) {
         return Err(format!("{name:?} is no name of a host; use letters, digits, dashes and dots"));
+    }
+    let is_app = |name: &AppName| manifest.apps.iter().any(|app| app.name == *name);
+    if let Some(port) = manifest.ports.iter().find(|port| port.app.as_ref().is_some_and(|app| !is_app(app))) {
+        return Err(format!("port {} is of an app that the pod does not have", port.name));
     }
     manifest
         .apps

@@ -28,6 +28,15 @@ pub struct DeclaredPort {
     pub protocol: Protocol,
     /// How many ports it is, this one being the first.
     pub count: u16,
+    /// Whether the app expects it as an open socket that it is started with.
+    pub socket_activated: bool,
+}
+
+impl DeclaredPort {
+    /// A single port, where the app listens itself.
+    pub fn new(name: Option<&str>, port: u16, protocol: Protocol) -> Self {
+        Self { name: name.map(Into::into), port, protocol, count: 1, socket_activated: false }
+    }
 }
 
 /// A place in an image that wants a volume.
@@ -127,7 +136,7 @@ impl ImageSettings {
             if let Some(name) = label.strip_prefix(PORT_LABEL) {
                 let (port, protocol) =
                     parse_port(value).ok_or_else(|| wrong(format!("label {label}={value} names no port")))?;
-                settings.ports.push(DeclaredPort { name: Some(name.into()), port, protocol, count: 1 });
+                settings.ports.push(DeclaredPort::new(Some(name), port, protocol));
             } else if let Some(name) = label.strip_prefix(VOLUME_LABEL) {
                 let name = name.parse().map_err(|error| wrong(format!("label {label}: {error}")))?;
                 settings.declare_volume(Some(name), Path::new(value), false);
@@ -137,7 +146,7 @@ impl ImageSettings {
             let (port, protocol) =
                 parse_port(text).ok_or_else(|| wrong(format!("it exposes {text:?}, which is no port")))?;
             if !settings.ports.iter().any(|known| (known.port, known.protocol) == (port, protocol)) {
-                settings.ports.push(DeclaredPort { name: None, port, protocol, count: 1 });
+                settings.ports.push(DeclaredPort::new(None, port, protocol));
             }
         }
         for path in &config.volumes {
@@ -231,8 +240,7 @@ pub(super) mod tests {
                 "ExposedPorts":{"2379/tcp":{},"53/udp":{}},"Volumes":{"/var/lib/etcd/":{},"/x":{}}}"#,
         )
         .unwrap();
-        let port =
-            |name: Option<&str>, port, protocol| DeclaredPort { name: name.map(Into::into), port, protocol, count: 1 };
+        let port = DeclaredPort::new;
         assert_eq!(etcd.ports, [port(None, 53, Protocol::Udp), port(Some("client"), 2379, Protocol::Tcp)]);
         assert_eq!(names(&etcd.volumes[0]), ["data-dir", "etcd", "var-lib-etcd"]);
         assert_eq!(names(&etcd.volumes[1]), ["x"]);

@@ -18,6 +18,7 @@ mod manifest;
 mod ports;
 mod prepared;
 mod reaper;
+mod sockets;
 mod volumes;
 
 use std::path::Path;
@@ -51,10 +52,15 @@ use crate::stage1::{Chosen, choose};
 
 /// Runs a pod; returns its exit code.
 pub fn run(args: &RunArgs, config: &Config) -> Result<u8> {
+    let passed = sockets::take()?;
     let (manifest, holds, stage1) = resolve_pod(args, config)?;
+    let sockets = sockets::for_apps(passed, &manifest, stage1)?;
+    if !args.quiet {
+        sockets::remarks(&manifest, &sockets).iter().for_each(|line| report(line));
+    }
     let uuid = manifest.uuid;
     let uuid_file = args.uuid_file_save.as_ref().map(std::path::absolute).transpose()?;
-    let start = move |io| run_pod(args, config, stage1, manifest, holds, uuid_file.as_deref(), io);
+    let start = move |io| run_pod(args, config, stage1, manifest, holds, uuid_file.as_deref(), PodIo { sockets, ..io });
     start_pod(args.detach, uuid, start)
 }
 
@@ -81,9 +87,9 @@ fn resolve_pod(args: &RunArgs, config: &Config) -> Result<(PodManifest, Vec<Reso
 /// Starts a pod in this process, or in a child of it; returns its exit code, or 0 once the child's apps run.
 fn start_pod(detach: bool, uuid: Uuid, start: impl FnOnce(PodIo) -> Result<Outcome>) -> Result<u8> {
     if detach {
-        return detach::start(uuid, |ready| start(PodIo { attached: false, ready: Some(ready) }));
+        return detach::start(uuid, |ready| start(PodIo { ready: Some(ready), ..PodIo::default() }));
     }
-    let outcome = start(PodIo { attached: true, ready: None })?;
+    let outcome = start(PodIo { attached: true, ..PodIo::default() })?;
     outcome.lines.iter().for_each(|line| report(line));
     Ok(outcome.code)
 }

@@ -19,14 +19,15 @@ pub fn resolve(
         check_network(network)?;
     }
     for request in requests {
-        let (first, protocol, count) = meaning(&request.name, apps)?;
+        let Meaning { first, protocol, count, app, socket_activated } = meaning(&request.name, apps)?;
         if request.host_port.checked_add(count - 1).is_none() || first.checked_add(count - 1).is_none() {
             return Err(PrepareError::PortRange { name: request.name.clone(), count, first: request.host_port });
         }
         let host_ip = request.host_ip;
         ports.extend((0..count).map(|number| {
             let (host_port, pod_port) = (request.host_port + number, first + number);
-            PublishedPort { name: request.name.clone(), protocol, host_ip, host_port, pod_port }
+            let (name, app) = (request.name.clone(), app.clone());
+            PublishedPort { name, protocol, host_ip, host_port, pod_port, app, socket_activated }
         }));
     }
     check(&ports, network)?;
@@ -62,22 +63,43 @@ fn check_network(network: &NetworkMode) -> Result<(), PrepareError> {
     }
 }
 
+/// What a port's name means.
+struct Meaning {
+    /// The pod's port, or the first of several.
+    first: u16,
+    protocol: Protocol,
+    count: u16,
+    /// The app that knows it by this name.
+    app: Option<AppName>,
+    socket_activated: bool,
+}
+
 /// What a port's name means: first what the images call by it, else the number that it is.
-fn meaning(name: &str, apps: &[(&AppName, &[DeclaredPort])]) -> Result<(u16, Protocol, u16), PrepareError> {
+fn meaning(name: &str, apps: &[(&AppName, &[DeclaredPort])]) -> Result<Meaning, PrepareError> {
     let named = |(app, ports): &(&AppName, &[DeclaredPort])| {
-        let port = ports.iter().find(|port| port.name.as_deref() == Some(name));
-        port.map(|port| ((*app).clone(), (port.port, port.protocol, port.count.max(1))))
+        let port = ports.iter().find(|port| port.name.as_deref() == Some(name))?;
+        let (first, protocol, count) = (port.port, port.protocol, port.count.max(1));
+        Some(Meaning { first, protocol, count, app: Some((*app).clone()), socket_activated: port.socket_activated })
     };
     let mut meanings = apps.iter().filter_map(named);
-    let Some((first_app, first)) = meanings.next() else {
-        let number = parse_port(name).map(|(port, protocol)| (port, protocol, 1));
+    let Some(meant) = meanings.next() else {
+        let number = parse_port(name).map(|(first, protocol)| Meaning {
+            first,
+            protocol,
+            count: 1,
+            app: None,
+            socket_activated: false,
+        });
         return number.ok_or_else(|| PrepareError::PortUnknown { name: name.into(), known: known(apps) });
     };
-    match meanings.find(|(_, other)| *other != first) {
-        None => Ok(first),
-        Some((second_app, second)) => {
-            let text = |(port, protocol, _)| format!("{port}/{protocol}");
-            let (first, second) = (text(first), text(second));
+    let key = |meaning: &Meaning| (meaning.first, meaning.protocol, meaning.count);
+    match meanings.find(|other| key(other) != key(&meant)) {
+        None => Ok(meant),
+        Some(other) => {
+            let text = |meaning: &Meaning| format!("{}/{}", meaning.first, meaning.protocol);
+            let (first, second) = (text(&meant), text(&other));
+            let [first_app, second_app] =
+                [meant, other].map(|meaning| meaning.app.map(|app| app.to_string()).unwrap_or_default());
             Err(PrepareError::PortAmbiguous { name: name.into(), first, first_app, second, second_app })
         }
     }
@@ -95,7 +117,7 @@ mod tests {
     use super::*;
 
     fn declared(name: Option<&str>, port: u16) -> DeclaredPort {
-        DeclaredPort { name: name.map(Into::into), port, protocol: Protocol::Tcp, count: 1 }
+        DeclaredPort::new(name, port, Protocol::Tcp)
     }
 
     fn resolve_texts(texts: &[&str], network: NetworkMode) -> Result<Vec<PublishedPort>, PrepareError> {

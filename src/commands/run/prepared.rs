@@ -6,9 +6,12 @@
 use anyhow::{Result, bail};
 use podvm_pod::directory::PodState;
 
-use super::{Outcome, Reaper, RunArgs, require_files, resolve_pod, run_behind, start_pod};
+use podvm_pod::runner::PodIo;
+
+use super::{Outcome, Reaper, RunArgs, require_files, resolve_pod, run_behind, sockets, start_pod};
 use crate::config::Config;
 use crate::output::print_text;
+use crate::report;
 
 /// Options of `podvm run-prepared`.
 #[derive(Debug, clap::Args)]
@@ -52,13 +55,18 @@ pub fn prepare(args: &RunArgs, config: &Config) -> Result<u8> {
 pub fn run_prepared(args: &RunPreparedArgs, config: &Config) -> Result<u8> {
     let dir = config.pods().find(&args.pod)?;
     let uuid = dir.uuid();
+    let passed = sockets::take()?;
     start_pod(args.detach, uuid, |io| {
         let is_removed = args.rm && dir.state()?.0 == PodState::Prepared;
         let reaper = is_removed.then(|| Reaper::fork(dir.clone())).transpose()?;
         let (pod, stage1) = dir.claim()?;
         require_files(config, stage1)?;
         let manifest = pod.manifest().clone();
-        let report = run_behind(stage1, config, pod, io)?;
+        let sockets = sockets::for_apps(passed, &manifest, stage1)?;
+        if !args.quiet {
+            sockets::remarks(&manifest, &sockets).iter().for_each(|line| report(line));
+        }
+        let report = run_behind(stage1, config, pod, PodIo { sockets, ..io })?;
         Ok(Outcome::of(&report, &manifest, args.quiet).after(reaper))
     })
 }

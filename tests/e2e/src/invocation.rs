@@ -3,6 +3,8 @@
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
 use std::io::{Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver};
@@ -14,6 +16,9 @@ use nix::unistd::Pid;
 
 /// How long a call may take unless the test says otherwise. Under emulation a pod's start takes seconds.
 const TIME_LIMIT: Duration = Duration::from_secs(120);
+
+/// Number of the first socket that a program is started with.
+const FIRST_SOCKET: i32 = 3;
 
 /// A program to be run.
 pub struct Invocation {
@@ -53,6 +58,33 @@ impl Invocation {
     /// What it reads as standard input; nothing without.
     pub fn input(mut self, bytes: impl Into<Vec<u8>>) -> Self {
         self.input = bytes.into();
+        self
+    }
+
+    /// Sockets that it is started with, by their names (sd_listen_fds(3)).
+    pub fn sockets(mut self, sockets: Vec<(&str, OwnedFd)>) -> Self {
+        let (names, sockets): (Vec<&str>, Vec<OwnedFd>) = sockets.into_iter().unzip();
+        // Only the process itself knows its number.
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", "LISTEN_PID=$$ exec \"$@\"", "sh"]);
+        command.arg(self.command.get_program()).args(self.command.get_args());
+        command.envs(self.command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        command.env("LISTEN_FDS", sockets.len().to_string()).env("LISTEN_FDNAMES", names.join(":"));
+        let place = move || -> std::io::Result<()> {
+            // Copied first, so that none is overwritten before its turn.
+            let end = FIRST_SOCKET + sockets.len() as i32;
+            let copies = sockets.iter().map(|socket| rustix::io::fcntl_dupfd_cloexec(socket, end));
+            for (number, copy) in (FIRST_SOCKET..).zip(copies.collect::<Result<Vec<_>, _>>()?) {
+                // SAFETY: between fork and exec nothing else uses this number.
+                if unsafe { libc::dup2(copy.as_raw_fd(), number) } < 0 {
+                    return Err(std::io::Error::last_os_error());
+                }
+            }
+            Ok(())
+        };
+        // SAFETY: what it calls may be called between fork and exec, but for a small allocation, which glibc allows.
+        unsafe { command.pre_exec(place) };
+        self.command = command;
         self
     }
 

@@ -2,6 +2,7 @@
 //!
 //! What is in [`kvm`] or [`ns`] holds for that stage1 alone. All else holds for both, and is run once for each.
 
+mod activation;
 mod appc;
 mod bad_input;
 mod crash;

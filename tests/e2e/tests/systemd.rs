@@ -61,6 +61,27 @@ fn a_unit_is_its_pod_and_ends_it_as_a_user_would() {
 }
 
 #[test]
+fn the_first_connection_starts_a_pod_that_is_served_by_its_app() {
+    if !Path::new("/run/systemd/system").exists() {
+        skip!("needs a host that systemd runs");
+    }
+    let host = Host::new();
+    let image = host.image("nginx");
+    let site = crate::activation::site(&host, "0.0.0.0:18482");
+    let unit = format!("{}-socket", unit_name());
+    let socket = ["--unit", &unit, "--socket-property", "ListenStream=0.0.0.0:18482"].map(str::to_owned);
+    let pod = run(&host, &["--net=none", "--environment", "NGINX=3;", "--volume", &site, &image, "--mount"]);
+    let words = socket.into_iter().chain(pod).chain(crate::activation::arguments().map(str::to_owned));
+    Invocation::new("systemd-run", words).run().expect_code(0);
+    assert_eq!(host.pods(), Vec::<String>::new());
+
+    let page = Invocation::new("curl", ["-sf", "-m", "100", "http://127.0.0.1:18482/"]).run();
+    assert_eq!(page.expect_code(0).stdout, "by a passed socket\n");
+    assert_eq!(host.pods().len(), 1);
+    Invocation::new("systemctl", ["stop", &format!("{unit}.socket"), &format!("{unit}.service")]).run().expect_code(0);
+}
+
+#[test]
 fn a_units_pod_is_removed_before_systemd_kills_what_is_left() {
     if !Path::new("/run/systemd/system").exists() {
         skip!("needs a host that systemd runs");
