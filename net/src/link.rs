@@ -7,6 +7,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use crate::netlink::{Attributes, Batch, NetlinkError, Socket, find_attribute};
+use crate::rules::LINK_PREFIX;
 
 /// `VETH_INFO_PEER` (linux/veth.h).
 const VETH_INFO_PEER: u16 = 1;
@@ -180,6 +181,17 @@ pub(crate) fn push_up(batch: &mut Batch, index: i32, mtu: Option<u32>) {
             link.put_u32(libc::IFLA_MTU, mtu);
         }
     });
+}
+
+/// Whether the link of some pod leads to an address already, in the calling thread's namespace (`/proc/net/route`, which shows a
+/// destination as the number that its bytes make in this machine's order).
+pub(crate) fn leads_to_a_pod(address: Ipv4Addr) -> bool {
+    let routes = std::fs::read_to_string("/proc/thread-self/net/route").unwrap_or_default();
+    let destination = format!("{:08X}", u32::from_ne_bytes(address.octets()));
+    routes.lines().any(|route| {
+        let mut fields = route.split_whitespace();
+        fields.next().is_some_and(|link| link.starts_with(LINK_PREFIX)) && fields.next() == Some(&destination)
+    })
 }
 
 /// Adds to the batch: make the host's end of a pod's veth pair a router's port. With IPv6, the link makes itself no address:

@@ -191,7 +191,7 @@ impl PodNetwork {
         let forwards = port::forwards(&request.ports, ipv6)?;
         let ports = forwards.iter().map(port::claim).collect::<Result<_, _>>()?;
         reach(FaultPoint::PortsClaimed);
-        let lease = leases.lease(&request.config.ipv4, request.pod)?;
+        let lease = lease_free_address(request, leases)?;
         reach(FaultPoint::Leased);
         let place = Place::new(request, lease.address(), ipv6);
         let table = format!("podvm-{}", request.pod);
@@ -261,6 +261,21 @@ impl PodNetwork {
             }
         }
     }
+}
+
+/// Leases an address that no pod's link has: pods of another state directory take theirs from another folder of leases.
+fn lease_free_address(request: &NetworkRequest, leases: &LeaseDir) -> Result<Lease, LeaseError> {
+    let mut passed_over = Vec::new();
+    let leased = loop {
+        match leases.lease(&request.config.ipv4, request.pod) {
+            Ok(lease) if link::leads_to_a_pod(lease.address()) => passed_over.push(lease),
+            leased => break leased,
+        }
+    };
+    for lease in passed_over {
+        leases.release(lease)?;
+    }
+    leased
 }
 
 /// Enters the pod's network namespace.

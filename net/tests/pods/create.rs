@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::time::Instant;
 
-use podvm_net::{NetworkRequest, PodNetwork};
+use podvm_net::{LeaseDir, NetworkRequest, PodNetwork};
 use podvm_pod::manifest::{NetworkMode, Protocol};
 
 use crate::lab::*;
@@ -54,6 +54,21 @@ fn pods_reach_each_other_by_their_own_addresses() {
     for (own, peer) in addresses(&one).into_iter().zip(addresses(&other)) {
         assert_eq!(one.run(move |_| ask_tcp(&peer.to_string(), 7, PATIENCE)), Some(own.to_string()));
     }
+}
+
+#[test]
+fn pods_of_another_state_directory_have_other_addresses() {
+    let Some(host) = host() else { return };
+    let others = tempfile::tempdir().unwrap();
+    let mine = host.pod(&[]);
+    let (leases, request) = (LeaseDir::open(others.path()).unwrap(), request());
+    let other = Place::start(move || PodNetwork::create(&request, &leases).unwrap());
+    assert_eq!(
+        (addresses(&mine)[0], addresses(&other)[0]),
+        ("172.16.28.2".parse().unwrap(), "172.16.28.3".parse().unwrap())
+    );
+    // The one that was passed over is nobody's in that folder.
+    assert!(!others.path().join("172.16.28.2").exists());
 }
 
 #[test]

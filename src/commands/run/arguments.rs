@@ -35,6 +35,8 @@ Examples:
     podvm cat-manifest 24a39b7f > pod.json && podvm run --pod-manifest pod.json
 
 Sizes are whole numbers with K, M, G or T (powers of 1024): 256M. CPUs are numbers such as 2, 0.5 or 500m.
+Started with open sockets, as by a .socket unit of systemd (LISTEN_FDS), podvm starts apps with them: a socket is for the app whose
+published port it is at, else the app it is named after, else the only one.
 The exit code is that of the first app that failed, 0 when none did, 128+N for signal N, 254 when podvm itself failed.";
 
 /// Options and images of a pod.
