@@ -1,10 +1,14 @@
 //! Tests that boot guests: built on the host, run in the lab one by one, in one boot. Those that hold for pods behind either
 //! kind of walls are run once for each; for namespaces also on the host itself.
 //!
+//! An emulated lab has one CPU. So while one thread runs what needs systemd and another what runs on the host itself, each of them
+//! then takes of the rest, in a lab of its own, until nothing is left.
+//!
 //! Every test is a call of its executable, so that each has its own output and time limit and none can take another
 //! one down. A test that brings the machine down costs a new boot and nothing else.
 
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
@@ -119,23 +123,39 @@ pub fn run(options: &Options, tally: &mut Tally) {
     }
     let config = LabConfig { memory_mib: options.memory_mib, ..LabConfig::default() };
     let lab = Lab::select(config.clone());
-    let mut in_lab: Vec<&Test> = all.iter().collect();
-    if matches!(lab, Lab::Emulated(_)) {
-        let (with_systemd, without): (Vec<&Test>, Vec<&Test>) = all.iter().partition(|test| test.needs_systemd());
-        run_all(&Lab::select(LabConfig { flavour: Flavour::Full, ..config }), &with_systemd, options, tally);
-        let behind_namespaces: Vec<&Test> = without.iter().copied().filter(|test| test.stage1 == Some("ns")).collect();
-        in_lab = without;
+    let shared = Mutex::new(std::mem::take(tally));
+    if matches!(lab, Lab::Direct) {
+        run_all(&lab, all.iter(), options, &shared);
+    } else {
+        let full = Lab::select(LabConfig { flavour: Flavour::Full, ..config });
+        let (with_systemd, mut rest): (Vec<&Test>, Vec<&Test>) = all.iter().partition(|test| test.needs_systemd());
+        let mut behind_namespaces: Vec<&Test> = rest.iter().copied().filter(|test| test.stage1 == Some("ns")).collect();
         if nix::unistd::geteuid().is_root() {
-            run_all(&Lab::Direct, &behind_namespaces, options, tally);
-            in_lab.retain(|test| options.is_nightly || options.filter.is_some() || test.is_worth_emulating());
+            rest.retain(|test| options.is_nightly || options.filter.is_some() || test.is_worth_emulating());
         } else {
-            tally.skip("pods behind namespaces on this host itself", "not root; they were run in the lab");
+            behind_namespaces.clear();
+            lock(&shared).skip("pods behind namespaces on this host itself", "not root; they were run in the lab");
         }
+        let rest = Mutex::new(rest.into_iter());
+        let what_is_left = || std::iter::from_fn(|| lock(&rest).next());
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                run_all(&full, with_systemd.iter().copied(), options, &shared);
+                run_all(&lab, what_is_left(), options, &shared);
+            });
+            run_all(&Lab::Direct, behind_namespaces.iter().copied(), options, &shared);
+            run_all(&lab, what_is_left(), options, &shared);
+        });
     }
-    run_all(&lab, &in_lab, options, tally);
+    *tally = shared.into_inner().unwrap_or_else(PoisonError::into_inner);
 }
 
-fn run_all(lab: &Lab, tests: &[&Test<'_>], options: &Options, tally: &mut Tally) {
+/// What a thread that panicked has left is as good as it was.
+fn lock<T>(shared: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn run_all<'a>(lab: &Lab, tests: impl Iterator<Item = &'a Test<'a>>, options: &Options, tally: &Mutex<Tally>) {
     let mut session = None;
     let is_emulated = matches!(lab, Lab::Emulated(_));
     for test in tests {
@@ -147,7 +167,7 @@ fn run_all(lab: &Lab, tests: &[&Test<'_>], options: &Options, tally: &mut Tally)
                 Ok(booted) => session = Some(booted),
                 Err(error) => {
                     println!("{label} ... FAILED\n{error:#}");
-                    tally.fail(&label, &format!("{error:#}"));
+                    lock(tally).fail(&label, &format!("{error:#}"));
                     continue;
                 }
             }
@@ -168,15 +188,15 @@ fn run_all(lab: &Lab, tests: &[&Test<'_>], options: &Options, tally: &mut Tally)
         match outcome {
             Outcome::Passed => {
                 println!("{label} ... ok ({time})");
-                tally.pass();
+                lock(tally).pass();
             }
             Outcome::Skipped(reason) => {
                 println!("{label} ... skipped: {reason}");
-                tally.skip(&label, &reason);
+                lock(tally).skip(&label, &reason);
             }
             Outcome::Failed(reason) => {
                 println!("{label} ... FAILED ({time}): {reason}");
-                tally.fail(&label, &reason);
+                lock(tally).fail(&label, &reason);
             }
         }
     }
