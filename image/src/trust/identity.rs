@@ -98,6 +98,16 @@ impl Identity {
         self.transport
     }
 
+    /// Whether there is a place for signatures over it: beside it at its registry, or where the host's configuration says.
+    pub fn can_be_signed(&self) -> bool {
+        self.name.is_some()
+    }
+
+    /// The path of its repository at its registry: `library/etcd`.
+    pub fn repository_path(&self) -> Option<&str> {
+        self.name.as_ref()?.repository.split_once('/').map(|(_, path)| path)
+    }
+
     /// The scopes it is in, the narrowest first.
     pub fn scopes(&self) -> &[String] {
         &self.scopes

@@ -1,15 +1,12 @@
-//! Signatures as cosign makes them with a key of one's own: over a small document that names an image's digest (cosign's
-//! SIGNATURE_SPEC.md), by ECDSA, RSA or Ed25519.
+//! Signatures as cosign makes them with a key of one's own (cosign's SIGNATURE_SPEC.md): over a document that names an image, by
+//! ECDSA, RSA or Ed25519.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
-use super::identity::{Identity, SignedIdentity};
-use crate::digest::Digest;
+use super::document::{DocumentError, Expected, SIGSTORE};
 
-/// What cosign's documents call themselves.
-const DOCUMENT_TYPE: &str = "cosign container image signature";
 /// Begins a public key.
 const BEGIN: &str = "-----BEGIN PUBLIC KEY-----";
 const END: &str = "-----END PUBLIC KEY-----";
@@ -48,41 +45,9 @@ pub enum SigstoreError {
     /// Another key's, or nobody's.
     #[error("a signature is by another key, or its document was changed")]
     Key,
-    /// Signed, but not understood.
-    #[error("the signed document is not one over an image ({0})")]
-    Document(String),
-    /// For another image.
-    #[error("a signature is for another image, {0}")]
-    OtherImage(String),
-    /// The image has another name.
-    #[error("a signature is for an image called {0}, which signedIdentity does not take")]
-    OtherName(String),
-}
-
-#[derive(Deserialize)]
-struct Document {
-    critical: Critical,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Critical {
-    #[serde(rename = "type")]
-    kind: String,
-    image: Image,
-    identity: Named,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-struct Image {
-    docker_manifest_digest: String,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-struct Named {
-    docker_reference: String,
+    /// Signed, but for something else.
+    #[error(transparent)]
+    Document(#[from] DocumentError),
 }
 
 impl SigstoreKey {
@@ -115,34 +80,17 @@ impl SigstoreKey {
 }
 
 impl SigstoreSignature {
-    /// Checks that one of these keys has signed one of these digests, under a name that will do.
+    /// Checks that one of these keys has signed what is expected.
     ///
     /// # Errors
     /// [`SigstoreError`].
-    pub fn check(
-        &self,
-        keys: &[SigstoreKey],
-        digests: &[Digest],
-        wanted: &SignedIdentity,
-        image: &Identity,
-    ) -> Result<(), SigstoreError> {
+    pub fn check(&self, keys: &[SigstoreKey], expected: &Expected<'_>) -> Result<(), SigstoreError> {
         let signature = STANDARD.decode(self.signature.trim()).map_err(|_| SigstoreError::Key)?;
         // Nothing is read in a document that nobody has signed.
         if !keys.iter().any(|key| key.verify(self.document.as_bytes(), &signature)) {
             return Err(SigstoreError::Key);
         }
-        let document: Document =
-            serde_json::from_str(&self.document).map_err(|error| SigstoreError::Document(error.to_string()))?;
-        let Critical { kind, image: signed, identity } = document.critical;
-        if kind != DOCUMENT_TYPE {
-            return Err(SigstoreError::Document(format!("{kind:?}")));
-        }
-        let digest = signed.docker_manifest_digest;
-        if !digest.parse::<Digest>().is_ok_and(|digest| digests.contains(&digest)) {
-            return Err(SigstoreError::OtherImage(digest));
-        }
-        let name = identity.docker_reference;
-        if wanted.accepts(image, &name) { Ok(()) } else { Err(SigstoreError::OtherName(name)) }
+        Ok(expected.check(self.document.as_bytes(), SIGSTORE)?)
     }
 }
 

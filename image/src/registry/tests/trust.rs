@@ -17,17 +17,17 @@ use crate::trust::{Keyring, PolicyFile};
 const P256: &str = "3059301306072a8648ce3d020106082a8648ce3d030107034200";
 
 /// Who signs.
-struct Signer(EcdsaKeyPair);
+pub struct Signer(EcdsaKeyPair);
 
 impl Signer {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let random = SystemRandom::new();
         let pkcs8 = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &random).unwrap();
         Self(EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, pkcs8.as_ref(), &random).unwrap())
     }
 
     /// The public key, written beside the store.
-    fn key(&self, place: &Place, name: &str) -> PathBuf {
+    pub fn key(&self, place: &Place, name: &str) -> PathBuf {
         let der = [hex::decode(P256).unwrap(), self.0.public_key().as_ref().to_vec()].concat();
         let path = place.directory.path().join(name);
         let pem = format!("-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n", STANDARD.encode(der));
@@ -36,7 +36,7 @@ impl Signer {
     }
 
     /// Puts a signature over `digest` beside it, as cosign does.
-    fn sign(&self, content: &mut Content, digest: Digest, name: &str) {
+    pub fn sign(&self, content: &mut Content, digest: Digest, name: &str) {
         let document = format!(
             r#"{{"critical":{{"identity":{{"docker-reference":"{name}"}},"image":{{"docker-manifest-digest":"{digest}"}},"type":"cosign container image signature"}},"optional":null}}"#
         );
@@ -63,7 +63,7 @@ impl Signer {
 
 impl Place {
     /// The store, held against this policy from now on.
-    fn trusting(&mut self, policy: &str) {
+    pub fn trusting(&mut self, policy: &str) {
         let path = self.directory.path().join("policy.json");
         fs::write(&path, policy).unwrap();
         let store = Store::open(self.directory.path().join("images")).unwrap();
@@ -79,13 +79,13 @@ impl Place {
     }
 
     /// The message about a stored image that must not run.
-    fn unfit(&self, wanted: &str) -> String {
+    pub fn unfit(&self, wanted: &str) -> String {
         self.store.resolve(wanted).map(|image| image.id).expect_err("it is refused").to_string()
     }
 }
 
 /// A registry whose content changes.
-fn serve(content: Content) -> (Server, Arc<Mutex<Content>>) {
+pub fn serve(content: Content) -> (Server, Arc<Mutex<Content>>) {
     let shared = Arc::new(Mutex::new(content));
     let served = Arc::clone(&shared);
     (Server::start(move |seen| served.lock().unwrap().answer(seen)), shared)
@@ -128,7 +128,7 @@ fn a_signed_image_is_taken_and_no_other() {
 
 impl Place {
     /// The message of a fetch that must fail, whatever is stored already.
-    fn error_of(&self, name: &str) -> String {
+    pub fn error_of(&self, name: &str) -> String {
         self.fetch(name).expect_err("the fetch is refused").to_string()
     }
 }

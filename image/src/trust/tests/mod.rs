@@ -3,3 +3,4 @@
 mod openpgp;
 mod policy;
 mod sigstore;
+mod simple;
