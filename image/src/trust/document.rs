@@ -6,13 +6,9 @@
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use super::evidence::SignatureForm;
 use super::identity::{Identity, SignedIdentity};
 use crate::digest::Digest;
-
-/// What the documents of signatures by GPG keys call themselves.
-pub(super) const SIMPLE: &str = "atomic container signature";
-/// What cosign's call themselves.
-pub(super) const SIGSTORE: &str = "cosign container image signature";
 
 /// What a document must say.
 #[derive(Debug, Clone, Copy)]
@@ -69,18 +65,22 @@ struct Named {
 }
 
 impl Expected<'_> {
-    /// Checks a document whose signature has been found good; `kind` is what it must call itself.
+    /// Checks a document whose signature, of this form, has been found good.
     ///
     /// # Errors
     /// [`DocumentError`].
-    pub(crate) fn check(&self, document: &[u8], kind: &str) -> Result<(), DocumentError> {
+    pub(crate) fn check(&self, document: &[u8], form: SignatureForm) -> Result<(), DocumentError> {
         let broken = |what: String| DocumentError::Form(what);
         let document: Document = serde_json::from_slice(document).map_err(|error| broken(error.to_string()))?;
-        let Critical { kind: actual, image, identity } = document.critical;
-        if actual != kind {
-            return Err(broken(format!("{actual:?}")));
+        let Critical { kind, image, identity } = document.critical;
+        let wanted = match form {
+            SignatureForm::Simple => "atomic container signature",
+            SignatureForm::Sigstore => "cosign container image signature",
+        };
+        if kind != wanted {
+            return Err(broken(format!("{kind:?}")));
         }
-        if kind == SIMPLE && document.optional.is_none() {
+        if form == SignatureForm::Simple && document.optional.is_none() {
             return Err(broken("`optional` is no object".to_owned()));
         }
         let digest = image.docker_manifest_digest;

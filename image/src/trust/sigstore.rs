@@ -5,7 +5,8 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
-use super::document::{DocumentError, Expected, SIGSTORE};
+use super::document::{DocumentError, Expected};
+use super::evidence::SignatureForm;
 
 /// Begins a public key.
 const BEGIN: &str = "-----BEGIN PUBLIC KEY-----";
@@ -90,7 +91,7 @@ impl SigstoreSignature {
         if !keys.iter().any(|key| key.verify(self.document.as_bytes(), &signature)) {
             return Err(SigstoreError::Key);
         }
-        Ok(expected.check(self.document.as_bytes(), SIGSTORE)?)
+        Ok(expected.check(self.document.as_bytes(), SignatureForm::Sigstore)?)
     }
 }
 

@@ -4,7 +4,8 @@
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::certificate::PublicKey;
-use super::document::{DocumentError, Expected, SIMPLE};
+use super::document::{DocumentError, Expected};
+use super::evidence::SignatureForm;
 use super::message::SignedMessage;
 use super::signature::{SignatureError, check_signatures};
 
@@ -40,7 +41,7 @@ impl SimpleSignature {
         for check in checks {
             match check {
                 // Nothing is read in a document that nobody has signed.
-                Ok(_) => return Ok(expected.check(&content, SIMPLE)?),
+                Ok(_) => return Ok(expected.check(&content, SignatureForm::Simple)?),
                 Err(error) => drop(refused.get_or_insert(error)),
             }
         }

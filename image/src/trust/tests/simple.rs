@@ -120,14 +120,13 @@ fn what_is_in_a_message_but_was_not_signed_does_not_count() {
 fn a_document_is_read_strictly() {
     let image = Identity::of_registry(&NAME.parse().unwrap());
     let expected = Expected { digests: &[digest()], called: &SignedIdentity::MatchRepoDigestOrExact {}, image: &image };
-    let check = |from: &str, to: &str, kind: &str| {
+    let check = |from: &str, to: &str, form: SignatureForm| {
         let document = std::str::from_utf8(DOCUMENT).unwrap();
         assert!(document.contains(from), "{from}");
-        expected.check(document.replacen(from, to, 1).as_bytes(), kind)
+        expected.check(document.replacen(from, to, 1).as_bytes(), form)
     };
-    const SIMPLE: &str = "atomic container signature";
-    check("1", "1", SIMPLE).unwrap();
-    check("\"creator\":", "\"more\":[],\"creator\":", SIMPLE).unwrap();
+    check("1", "1", SignatureForm::Simple).unwrap();
+    check("\"creator\":", "\"more\":[],\"creator\":", SignatureForm::Simple).unwrap();
     for (from, to) in [
         ("atomic container", "cosign container image"),
         ("\"critical\":{", "\"critical\":{\"more\":1,"),
@@ -140,10 +139,10 @@ fn a_document_is_read_strictly() {
         ("{\"critical\"", "[{\"critical\""),
         ("\"docker-reference\":\"r.example/team/app:1\"", ""),
     ] {
-        let error = check(from, to, SIMPLE).unwrap_err();
+        let error = check(from, to, SignatureForm::Simple).unwrap_err();
         assert!(matches!(error, DocumentError::Form(_)), "{to}: {error}");
     }
-    assert!(check("1", "1", "cosign container image signature").is_err());
+    assert!(check("1", "1", SignatureForm::Sigstore).is_err());
 }
 
 /// A packet of data compressed by ZIP.
