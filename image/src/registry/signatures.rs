@@ -27,6 +27,8 @@ const MAX_DOCUMENT: u64 = 1 << 20;
 const DOCUMENT_TYPE: &str = "application/vnd.dev.cosign.simplesigning.v1+json";
 /// Where a layer's signature is.
 const SIGNATURE: &str = "dev.cosignproject.cosign/signature";
+/// Where its entry in a Rekor log is.
+const BUNDLE: &str = "dev.sigstore.cosign/bundle";
 
 #[derive(serde::Deserialize)]
 struct Artifact {
@@ -85,7 +87,8 @@ impl Remote {
                 return Err(OciError::DigestMismatch { file, expected, actual: document.digest });
             }
             let Ok(document) = String::from_utf8(document.bytes) else { continue };
-            signatures.push(SigstoreSignature { document, signature: signature.clone() });
+            let bundle = layer.annotations.get(BUNDLE).cloned();
+            signatures.push(SigstoreSignature { document, signature: signature.clone(), bundle });
         }
         Ok(signatures)
     }

@@ -11,7 +11,7 @@ use super::document::Expected;
 use super::identity::Identity;
 use super::keyring::MAX_KEYS;
 use super::policy::{KeySources, Policy, Requirement};
-use super::sigstore::{SigstoreKey, SigstoreKeyError, SigstoreSignature};
+use super::sigstore::{Signers, SigstoreKey, SigstoreKeyError, SigstoreSignature};
 use super::simple::SimpleSignature;
 use crate::digest::Digest;
 
@@ -168,13 +168,16 @@ impl Requirement {
         match self {
             Self::AcceptAnything => Ok(()),
             Self::Reject => Err(Refusal::Rejected),
-            Self::Sigstore { keys, identity: called } => {
-                let keys: Vec<SigstoreKey> = read_keys(keys, |name, pem| {
-                    let key = SigstoreKey::parse(pem).map_err(|source| Refusal::Key { name, source })?;
-                    Ok(vec![key])
-                })?;
+            Self::Sigstore { keys, logs, identity: called } => {
+                let read = |sources| {
+                    read_keys(sources, |name, pem| {
+                        let key = SigstoreKey::parse(pem).map_err(|source| Refusal::Key { name, source })?;
+                        Ok(vec![key])
+                    })
+                };
+                let signers = Signers { keys: read(keys)?, logs: logs.as_ref().map(read).transpose()? };
                 let expected = Expected { digests, called, image };
-                let checks = signatures.sigstore.iter().map(|signature| signature.check(&keys, &expected));
+                let checks = signatures.sigstore.iter().map(|signature| signature.check(&signers, &expected));
                 one_is_enough(checks, image, Refusal::Unsigned)
             }
             Self::SignedBy { keys, identity: called } => {

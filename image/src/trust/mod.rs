@@ -6,7 +6,7 @@
 //! | [`certificate`], [`signature`] | OpenPGP keys, and signatures by them |
 //! | [`policy`], [`identity`] | `policy.json`: which requirements go for which images, and what images are called |
 //! | [`document`] | what signatures over OCI images are over |
-//! | [`sigstore`] | such signatures as cosign makes them |
+//! | [`sigstore`], `rekor` | such signatures as cosign makes them, and a log's word that it has them |
 //! | [`simple`], `message` | such signatures by GPG keys |
 //! | [`evidence`] | what speaks for an image, held against the policy |
 //!
@@ -20,11 +20,12 @@ pub mod identity;
 pub mod keyring;
 pub(crate) mod message;
 pub mod policy;
+mod rekor;
 pub mod signature;
 pub mod sigstore;
 pub mod simple;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use certificate::{KeyDescription, KeyError, PublicKey, SubkeyDescription, now};
 pub use document::{DocumentError, Expected};
@@ -33,7 +34,7 @@ pub use identity::{Identity, SignedIdentity};
 pub use keyring::{Keyring, KeyringError, MAX_KEYS, Prefix, Scope, TrustError, TrustedKey};
 pub use policy::{Policy, PolicyError, PolicyFile};
 pub use signature::{MAX_SIGNATURE, SignatureError, Signer};
-pub use sigstore::{SigstoreKey, SigstoreSignature};
+pub use sigstore::{Signers, SigstoreKey, SigstoreSignature};
 pub use simple::SimpleSignature;
 
 /// A day as `2016-02-29`, in UTC.

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::document::{DocumentError, Expected};
 use super::evidence::SignatureForm;
+use super::rekor::Logged;
 
 /// Begins a public key.
 const BEGIN: &str = "-----BEGIN PUBLIC KEY-----";
@@ -19,10 +20,22 @@ pub struct SigstoreSignature {
     pub document: String,
     /// In base64.
     pub signature: String,
+    /// Its entry in a Rekor log, which is JSON.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bundle: Option<String>,
+}
+
+/// Whose signatures count.
+#[derive(Debug, Clone)]
+pub struct Signers {
+    /// Their keys.
+    pub keys: Vec<SigstoreKey>,
+    /// Keys of Rekor logs, of which one must have the signature; none: it need not be in one.
+    pub logs: Option<Vec<SigstoreKey>>,
 }
 
 /// A public key.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SigstoreKey {
     /// What kind of key: the content of an `AlgorithmIdentifier` in DER.
     algorithm: Vec<u8>,
@@ -46,6 +59,12 @@ pub enum SigstoreError {
     /// Another key's, or nobody's.
     #[error("a signature is by another key, or its document was changed")]
     Key,
+    /// It is in no log.
+    #[error("a signature has no entry in a Rekor log with it; sign anew, as cosign does without --tlog-upload=false")]
+    NotLogged,
+    /// Its entry in a log is another's, or nobody's.
+    #[error("a signature's entry in a Rekor log does not count: {0}")]
+    Log(String),
     /// Signed, but for something else.
     #[error(transparent)]
     Document(#[from] DocumentError),
@@ -81,17 +100,21 @@ impl SigstoreKey {
 }
 
 impl SigstoreSignature {
-    /// Checks that one of these keys has signed what is expected.
+    /// Checks that one of these signers has signed what is expected.
     ///
     /// # Errors
     /// [`SigstoreError`].
-    pub fn check(&self, keys: &[SigstoreKey], expected: &Expected<'_>) -> Result<(), SigstoreError> {
+    pub fn check(&self, signers: &Signers, expected: &Expected<'_>) -> Result<(), SigstoreError> {
         let signature = STANDARD.decode(self.signature.trim()).map_err(|_| SigstoreError::Key)?;
-        // Nothing is read in a document that nobody has signed.
-        if !keys.iter().any(|key| key.verify(self.document.as_bytes(), &signature)) {
-            return Err(SigstoreError::Key);
+        let document = self.document.as_bytes();
+        let key = signers.keys.iter().find(|key| key.verify(document, &signature)).ok_or(SigstoreError::Key)?;
+        if let Some(logs) = &signers.logs {
+            let bundle = self.bundle.as_ref().ok_or(SigstoreError::NotLogged)?;
+            let logged = Logged { key, signature: &signature, document };
+            logged.check(bundle, logs).map_err(SigstoreError::Log)?;
         }
-        Ok(expected.check(self.document.as_bytes(), SignatureForm::Sigstore)?)
+        // Nothing is read in a document that nobody has signed.
+        Ok(expected.check(document, SignatureForm::Sigstore)?)
     }
 }
 

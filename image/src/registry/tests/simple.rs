@@ -138,7 +138,7 @@ fn signatures_come_from_web_servers_too() {
         signatures.get(number - 1).map_or_else(|| Reply::new(404, "none"), |bytes| Reply::new(200, bytes.clone()))
     });
     // Without TLS, which was allowed for nobody but the registry.
-    place.host(&name.split('/').next().unwrap().to_owned()).insecure = vec![Insecure::Http];
+    place.host(name.split('/').next().unwrap()).insecure = vec![Insecure::Http];
     place.insecure.clear();
     place.look_at(&format!("http://{}/store/", server.host()));
     place.fetch(&name).unwrap();

@@ -107,7 +107,12 @@ fn what_is_not_understood_makes_the_file_useless() {
         (one(r#"{"type":"sigstoreSigned","keyPaths":[]}"#), "at least one"),
         (one(r#"{"type":"sigstoreSigned","keyData":"?"}"#), "base64"),
         (one(r#"{"type":"sigstoreSigned","keyPath":"/a","fulcio":{}}"#), "fulcio"),
-        (one(r#"{"type":"sigstoreSigned","keyPath":"/a","rekorPublicKeyPath":"/r"}"#), "Rekor"),
+        (one(r#"{"type":"sigstoreSigned","rekorPublicKeyPath":"/r"}"#), "exactly one of keyPath"),
+        (
+            one(r#"{"type":"sigstoreSigned","keyPath":"/a","rekorPublicKeyPath":"/r","rekorPublicKeyData":"YQ=="}"#),
+            "exactly one of rekorPublicKeyPath",
+        ),
+        (one(r#"{"type":"sigstoreSigned","keyPath":"/a","rekorPublicKeyPath":"r"}"#), "absolute"),
         (one(r#"{"type":"sigstoreSigned","keyPath":"/a","signedIdentity":{"type":"any"}}"#), "any"),
         (one(r#"{"type":"sigstoreSigned","keyPath":"/a","signedIdentity":{"type":"matchExact","x":1}}"#), "x"),
         (
@@ -127,6 +132,8 @@ fn what_is_not_understood_makes_the_file_useless() {
         r#"{"type":"signedBy","keyType":"GPGKeys","keyPath":"/a","signedIdentity":{"type":"matchExact"}}"#,
         r#"{"type":"signedBy","keyType":"GPGKeys","keyPaths":["/a","/b"]}"#,
         r#"{"type":"signedBy","keyType":"GPGKeys","keyData":"YQ=="}"#,
+        r#"{"type":"sigstoreSigned","keyPath":"/a","rekorPublicKeyPath":"/r"}"#,
+        r#"{"type":"sigstoreSigned","keyPath":"/a","rekorPublicKeyDatas":["YQ==","Yg=="]}"#,
         r#"{"type":"sigstoreSigned","keyPath":"/a","signedIdentity":{"type":"matchRepository"}}"#,
         r#"{"type":"sigstoreSigned","keyDatas":["YQ=="],"signedIdentity":{"type":"remapIdentity","prefix":"a","signedPrefix":"b.example/c"}}"#,
         r#"{"type":"sigstoreSigned","keyPaths":["/a","/b"],"signedIdentity":{"type":"exactRepository","dockerRepository":"a.example/b"}}"#,

@@ -22,11 +22,11 @@ fn digest() -> Digest {
 }
 
 fn check(key: &[u8], document: &str, signature: &str, digest: Digest, name: &str) -> Result<(), SigstoreError> {
-    let signature = SigstoreSignature { document: document.to_owned(), signature: signature.to_owned() };
-    let keys = [SigstoreKey::parse(key).unwrap()];
+    let signature = SigstoreSignature { document: document.to_owned(), signature: signature.to_owned(), bundle: None };
+    let signers = Signers { keys: vec![SigstoreKey::parse(key).unwrap()], logs: None };
     let image = Identity::of_registry(&name.parse().unwrap());
     let called = &SignedIdentity::MatchRepoDigestOrExact {};
-    signature.check(&keys, &Expected { digests: &[digest], called, image: &image })
+    signature.check(&signers, &Expected { digests: &[digest], called, image: &image })
 }
 
 #[test]
