@@ -178,13 +178,16 @@ pub fn appc_manifest(bytes: &[u8]) {
     }
 }
 
-/// A signature by a GPG key over an image, and what may have been signed: nobody is trusted, so that it never counts.
+/// A signature by a GPG key over an image, and what may have been signed: it never counts for an image that its key has not signed.
 pub fn signed_message(bytes: &[u8]) {
-    use crate::trust::{Expected, Identity, SignatureForm, SignedIdentity, SimpleSignature};
+    use crate::trust::{Expected, Identity, PublicKey, SignatureForm, SignedIdentity, SimpleSignature};
+    let keys = PublicKey::read_all(include_bytes!("trust/fixtures/simple.key")).expect("it is a key");
+    // In 2023, when the seeds' signatures are good.
+    let now = 1_672_531_200;
     let image = Identity::of_registry(&"r.example/team/app:1".parse().expect("it is a name"));
     let digests = [Digest::of(b"an image")];
     let expected = Expected { digests: &digests, called: &SignedIdentity::MatchRepository {}, image: &image };
-    assert!(SimpleSignature(bytes.to_vec()).check(&[], &expected, &[0]).is_err());
+    assert!(SimpleSignature(bytes.to_vec()).check(&keys, &expected, &[now]).is_err());
     for form in [SignatureForm::Simple, SignatureForm::Sigstore] {
         let _ = expected.check(bytes, form);
     }

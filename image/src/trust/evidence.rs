@@ -208,8 +208,8 @@ fn one_is_enough<E: ToString>(
         }
     }
     match refused.is_empty() {
-        true if image.can_be_signed() => Err(unsigned),
-        true => Err(Refusal::Unsignable(image.transport())),
+        true if image.is_at_path() => Err(Refusal::Unsignable(image.transport())),
+        true => Err(unsigned),
         false => Err(Refusal::Signatures(refused)),
     }
 }

@@ -98,9 +98,9 @@ impl Identity {
         self.transport
     }
 
-    /// Whether there is a place for signatures over it: beside it at its registry, or where the host's configuration says.
-    pub fn can_be_signed(&self) -> bool {
-        self.name.is_some()
+    /// Whether it is at a path, where there is no place for signatures.
+    pub fn is_at_path(&self) -> bool {
+        self.name.is_none() && !self.transport.is_empty()
     }
 
     /// The path of its repository at its registry: `library/etcd`.
@@ -236,6 +236,7 @@ mod tests {
         let hub = ["docker.io/library/etcd:latest", "docker.io/library/etcd", "docker.io/library", "docker.io", "*.io"];
         for name in ["etcd", "docker.io/etcd", "docker.io/library/etcd:latest"] {
             assert_eq!(registry(name).scopes(), hub, "{name}");
+            assert_eq!(registry(name).repository_path(), Some("library/etcd"));
         }
         let layout = Identity::of_path(OCI, Path::new("/nonexistent/images/etcd"), Some("3"));
         assert_eq!(
