@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use podvm_image::registry::RegistrySettings;
+use podvm_image::registry::{Lookaside, RegistrySettings};
 use podvm_image::trust::PolicyFile;
 use podvm_net::NetworkConfig;
 use podvm_pod::PodsRoot;
@@ -25,6 +25,11 @@ const TRUSTED_KEYS: [&str; 2] = ["/usr/lib/podvm/trustedkeys", "/etc/podvm/trust
 const USER_TRUSTED_KEYS: &str = "podvm/trustedkeys";
 /// What OCI images are held against, in `~/.config` or /etc: podman's file.
 const POLICY: &str = "containers/policy.json";
+/// What says where signatures by GPG keys are, in `~/.config` or /etc: podman's folder.
+const REGISTRIES_D: &str = "containers/registries.d";
+/// Where such signatures are when nothing says it: root's, and in an ordinary user's home.
+const SIGNATURES: &str = "/var/lib/containers/sigstore";
+const USER_SIGNATURES: &str = ".local/share/containers/sigstore";
 
 /// Why there is no configuration.
 #[derive(Debug, thiserror::Error)]
@@ -96,6 +101,8 @@ struct TrustFile {
     keys: Option<Vec<PathBuf>>,
     /// What other images are held against, containers-policy.json(5).
     policy: Option<PathBuf>,
+    /// What says where signatures by GPG keys are, containers-registries.d(5).
+    registries_d: Option<PathBuf>,
 }
 
 /// Whose images are trusted.
@@ -105,6 +112,8 @@ pub struct TrustSettings {
     pub keys: Vec<PathBuf>,
     /// What other images are held against.
     pub policy: PolicyFile,
+    /// Where signatures by GPG keys are.
+    pub signatures: Lookaside,
 }
 
 /// All settings, resolved.
@@ -196,16 +205,26 @@ fn trust_settings(file: TrustFile, is_unprivileged: bool) -> Result<TrustSetting
         TRUSTED_KEYS.iter().map(PathBuf::from).chain(own).collect()
     });
     let keys = keys.into_iter().map(|folder| absolute("trust.keys", folder)).collect::<Result<_, _>>()?;
-    let policy = match file.policy {
-        Some(path) => PolicyFile { paths: vec![absolute("trust.policy", path)?], is_required: true },
-        None => {
-            let home = std::env::var_os("HOME").map(PathBuf::from).filter(|home| home.is_absolute());
-            let own = home.map(|home| home.join(".config").join(POLICY));
-            let paths = own.into_iter().chain([Path::new("/etc").join(POLICY)]).collect();
-            PolicyFile { paths, is_required: false }
-        }
+    // podman's files are looked for as podman does it: in the home, whatever XDG_CONFIG_HOME says.
+    let home = std::env::var_os("HOME").map(PathBuf::from).filter(|home| home.is_absolute());
+    let usual = |name: &str| {
+        let own = home.as_ref().map(|home| home.join(".config").join(name));
+        own.into_iter().chain([Path::new("/etc").join(name)]).collect::<Vec<_>>()
     };
-    Ok(TrustSettings { keys, policy })
+    let (paths, is_required) = match file.policy {
+        Some(path) => (vec![absolute("trust.policy", path)?], true),
+        None => (usual(POLICY), false),
+    };
+    let policy = PolicyFile { paths, is_required };
+    let (folders, is_required) = match file.registries_d {
+        Some(folder) => (vec![absolute("trust.registries-d", folder)?], true),
+        None => (usual(REGISTRIES_D), false),
+    };
+    let default = match is_unprivileged {
+        true => home.map(|home| home.join(USER_SIGNATURES)),
+        false => Some(SIGNATURES.into()),
+    };
+    Ok(TrustSettings { keys, policy, signatures: Lookaside { folders, is_required, default } })
 }
 
 fn parse(text: &str) -> Result<ConfigFile, String> {
@@ -288,13 +307,18 @@ mod tests {
 
     #[test]
     fn checks_are_left_out_by_name_only() {
-        let config = load("insecure-options = [\"image\"]\n[trust]\npolicy = \"/p.json\"\nkeys = [\"/k\"]\n").unwrap();
+        let config = load(
+            "insecure-options = [\"image\"]\n[trust]\npolicy = \"/p.json\"\nkeys = [\"/k\"]\nregistries-d = \"/r\"\n",
+        );
+        let config = config.unwrap();
         assert_eq!(config.insecure_options, [InsecureOption::Image]);
         assert_eq!((config.trust.keys, config.trust.policy.is_required), (vec!["/k".into()], true));
+        assert_eq!((config.trust.signatures.folders, config.trust.signatures.is_required), (vec!["/r".into()], true));
         for (text, part) in [
             ("insecure-options = [\"images\"]", "\"images\""),
             ("[trust]\npolicy = \"p.json\"", "absolute"),
             ("[trust]\nkeys = [\"k\"]", "absolute"),
+            ("[trust]\nregistries-d = \"r\"", "absolute"),
             ("[trust]\npolice = \"/p.json\"", "police"),
         ] {
             let message = load(text).unwrap_err().to_string();

@@ -178,11 +178,26 @@ pub fn appc_manifest(bytes: &[u8]) {
     }
 }
 
+/// A signature by a GPG key over an image, and what may have been signed: it never counts for an image that its key has not signed.
+pub fn signed_message(bytes: &[u8]) {
+    use crate::trust::{Expected, Identity, PublicKey, SignatureForm, SignedIdentity, SimpleSignature};
+    let keys = PublicKey::read_all(include_bytes!("trust/fixtures/simple.key")).expect("it is a key");
+    // In 2023, when the seeds' signatures are good.
+    let now = 1_672_531_200;
+    let image = Identity::of_registry(&"r.example/team/app:1".parse().expect("it is a name"));
+    let digests = [Digest::of(b"an image")];
+    let expected = Expected { digests: &digests, called: &SignedIdentity::MatchRepository {}, image: &image };
+    assert!(SimpleSignature(bytes.to_vec()).check(&keys, &expected, &[now]).is_err());
+    for form in [SignatureForm::Simple, SignatureForm::Sigstore] {
+        let _ = expected.check(bytes, form);
+    }
+}
+
 /// Takes any bytes and returns.
 pub type Body = fn(&[u8]);
 
 /// All of them, by the names of the folders with their seeds.
-pub const ALL: [(&str, Body); 7] = [
+pub const ALL: [(&str, Body); 8] = [
     ("tar_to_erofs", tar_to_erofs),
     ("damaged_erofs", damaged_erofs),
     ("oci_documents", oci_documents),
@@ -190,6 +205,7 @@ pub const ALL: [(&str, Body); 7] = [
     ("reference", reference),
     ("decode", decode),
     ("appc_manifest", appc_manifest),
+    ("signed_message", signed_message),
 ];
 
 #[cfg(test)]
@@ -281,6 +297,10 @@ mod tests {
             "dependencies": [{"imageName": "example.com/base", "labels": [], "size": 5}], "pathWhitelist": ["/a"],
             "annotations": [{"name": "created", "value": "2014-10-27T19:32:27.67021798Z"}]});
         write("appc_manifest", "whole", appc.to_string().as_bytes());
+        let fixtures = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/trust/fixtures");
+        for name in ["simple.sig", "simple.asc", "simple-plain.sig", "simple-two.sig", "simple.json", "sigstore.json"] {
+            write("signed_message", name, &std::fs::read(fixtures.join(name)).unwrap());
+        }
     }
 
     #[test]

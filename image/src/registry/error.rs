@@ -4,6 +4,8 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::lookaside::LookasideError;
+
 /// Why something could not be had from a registry.
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
@@ -182,6 +184,25 @@ pub enum RegistryError {
         host: String,
         /// What it says.
         what: String,
+    },
+    /// Nobody knows where signatures by GPG keys are.
+    #[error(transparent)]
+    Lookaside(#[from] LookasideError),
+    /// A signature by a GPG key cannot be read.
+    #[error("signature {}: {source}", path.display())]
+    SignatureFile {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The server of signatures by GPG keys does not say whether there is one.
+    #[error("signature {url}: the server answers {status}, where it must give it or answer 404")]
+    SignatureStatus {
+        /// What was asked for.
+        url: String,
+        /// HTTP's status.
+        status: u16,
     },
     /// A mirror or place to search is no `HOST` or `HOST/PATH`.
     #[error("configuration: {setting} {value:?} is no HOST or HOST/PATH of a registry")]

@@ -6,6 +6,7 @@
 //! | [`credentials`], `challenge` | who we are, and how a registry asks for it |
 //! | `http`, `url` | requests, redirects, further attempts |
 //! | `repository`, `image`, `blob` | manifests, the image for this machine, layers |
+//! | `signatures`, `lookaside` | signatures over images, and where those are that registries do not keep |
 //!
 //! Nothing a registry says is believed: documents are bounded and checked against their digests, layers are checked
 //! while they are converted, and what is shown to a registry is not shown to whom it redirects to.
@@ -16,6 +17,7 @@ mod credentials;
 mod error;
 mod http;
 mod image;
+mod lookaside;
 mod repository;
 mod settings;
 mod signatures;
@@ -28,6 +30,7 @@ use std::sync::Arc;
 pub use blob::RemoteBlob;
 pub use credentials::{Credentials, Login, Secret};
 pub use error::RegistryError;
+pub use lookaside::{Lookaside, LookasideError};
 pub use settings::{DEFAULT_SEARCH, HostSettings, Insecure, Patience, PullPolicy, RegistrySettings};
 
 use crate::digest::Digest;
@@ -45,6 +48,7 @@ pub struct Registries {
     http: Arc<Http>,
     settings: RegistrySettings,
     credentials: Credentials,
+    lookaside: Lookaside,
 }
 
 impl Registries {
@@ -56,7 +60,12 @@ impl Registries {
         patience: Patience,
     ) -> Self {
         let http = Arc::new(Http::new(patience, insecure, &settings));
-        Self { http, settings, credentials }
+        Self { http, settings, credentials, lookaside: Lookaside::default() }
+    }
+
+    /// The same, with signatures by GPG keys where this configuration says.
+    pub fn with_signatures_in(self, lookaside: Lookaside) -> Self {
+        Self { lookaside, ..self }
     }
 
     /// What sends requests to them, and to other hosts under the same rules.
@@ -101,7 +110,7 @@ impl Registries {
         }
         endpoints.push(Endpoint::new(host, name.path()));
         let repository = Repository::new(Arc::clone(&self.http), self.credentials.clone(), endpoints);
-        Ok(Remote { repository: Arc::new(repository), name: name.clone() })
+        Ok(Remote { repository: Arc::new(repository), name: name.clone(), lookaside: self.lookaside.clone() })
     }
 }
 
@@ -110,6 +119,7 @@ impl Registries {
 pub(crate) struct Remote {
     repository: Arc<Repository>,
     name: Reference,
+    lookaside: Lookaside,
 }
 
 impl Remote {

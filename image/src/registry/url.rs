@@ -65,6 +65,11 @@ impl Url {
         Self { path: path.to_owned(), ..self.clone() }
     }
 
+    /// What is at `path`, which begins with no slash, below this one.
+    pub fn below(&self, path: &str) -> Self {
+        Self { path: format!("{}/{path}", self.path.trim_end_matches('/')), ..self.clone() }
+    }
+
     /// The same without TLS.
     #[must_use]
     pub fn without_tls(&self) -> Self {

@@ -14,7 +14,7 @@ use crate::erofs::Limits;
 use crate::progress::Progress;
 use crate::reference::Reference;
 use crate::registry::{Registries, RegistryError};
-use crate::trust::Identity;
+use crate::trust::{Identity, SignatureForm, now};
 
 /// How an image is to be fetched.
 #[derive(Debug, Clone, Default)]
@@ -82,20 +82,21 @@ impl Store {
         let stored = name.stored();
         let policy = self.policy()?;
         let source = Source::Registry { name: stored.clone() };
-        let wants_signatures =
-            policy.as_ref().is_some_and(|policy| policy.wants_signatures(&Identity::of_registry(name)));
+        let wanted = policy.as_ref().map(|policy| policy.wanted_signatures(&Identity::of_registry(name)));
+        let wanted = wanted.unwrap_or_default();
         // What is rejected whoever has signed it is not asked for.
-        if let Some(policy) = policy.as_ref().filter(|_| !wants_signatures) {
+        if let Some(policy) = policy.as_ref().filter(|_| wanted.is_empty()) {
             ImageOrigin::unsigned(source.clone()).check(policy, &name.to_string())?;
         }
         let remote = registries.remote(name)?;
         let check = |digests: Vec<Digest>| {
             let mut origin = ImageOrigin { digests, ..ImageOrigin::unsigned(source.clone()) };
-            if let Some(policy) = policy.as_ref().filter(|_| wants_signatures) {
+            if let Some(policy) = policy.as_ref().filter(|_| !wanted.is_empty()) {
                 for digest in &origin.digests {
-                    origin.signatures.extend(remote.signatures(digest)?);
+                    origin.signatures.extend(remote.signatures(digest, &wanted)?);
                 }
                 origin.check(policy, &name.to_string())?;
+                origin.accepted = wanted.contains(&SignatureForm::Simple).then(now);
             }
             Ok::<_, StoreError>(origin)
         };
@@ -105,7 +106,7 @@ impl Store {
             && let Some(imported) = self.if_complete(&stored, &record.id)?
             && remote.digest()? == record.digest
         {
-            if wants_signatures {
+            if !wanted.is_empty() {
                 let manifest = self.image_record(&record.id)?.and_then(|image| image.manifest_digest);
                 self.keep_origin(&record.id, &check(different(manifest, record.digest))?)?;
             }

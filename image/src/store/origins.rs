@@ -15,7 +15,7 @@ use super::scratch::Lock;
 use crate::digest::Digest;
 use crate::reference::Reference;
 use crate::trust::identity::{DOCKER_ARCHIVE, OCI, OCI_ARCHIVE};
-use crate::trust::{Evidence, Identity, Keyring, Policy, PolicyFile, SigstoreSignature};
+use crate::trust::{Evidence, Identity, Keyring, Policy, PolicyFile, Signatures};
 
 /// Most origins of one image that are remembered.
 const MAX_ORIGINS: usize = 100;
@@ -53,8 +53,12 @@ pub(crate) struct Origin {
     pub source: Source,
     /// What the name stood for there, and the manifest that it led to.
     pub digests: Vec<Digest>,
-    /// Those that were there.
-    pub signatures: Vec<SigstoreSignature>,
+    /// Those that were there, of the forms that the policy asked for.
+    #[serde(flatten)]
+    pub signatures: Signatures,
+    /// When those by GPG keys were found good, in seconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accepted: Option<u64>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -65,7 +69,7 @@ struct OriginsRecord {
 
 impl Origin {
     pub fn unsigned(source: Source) -> Self {
-        Self { source, digests: Vec::new(), signatures: Vec::new() }
+        Self { source, digests: Vec::new(), signatures: Signatures::default(), accepted: None }
     }
 
     pub fn identity(&self) -> Identity {
@@ -87,8 +91,8 @@ impl Origin {
 
     /// Holds it against a policy. `name` is what messages call the image.
     pub fn check(&self, policy: &Policy, name: &str) -> Result<(), StoreError> {
-        let Self { digests, signatures, .. } = self.clone();
-        let evidence = Evidence { identity: self.identity(), digests, signatures };
+        let Self { digests, signatures, accepted, .. } = self.clone();
+        let evidence = Evidence { identity: self.identity(), digests, signatures, accepted };
         policy.check(name, &evidence).map_err(|refused| StoreError::Refused(Box::new(refused)))
     }
 }
@@ -205,6 +209,7 @@ impl Store {
 }
 
 fn unknown(policy: &Policy, wanted: &str) -> Result<(), StoreError> {
-    let evidence = Evidence { identity: Identity::unknown(), digests: Vec::new(), signatures: Vec::new() };
+    let signatures = Signatures::default();
+    let evidence = Evidence { identity: Identity::unknown(), digests: Vec::new(), signatures, accepted: None };
     policy.check(wanted, &evidence).map_err(|refused| StoreError::Refused(Box::new(refused)))
 }

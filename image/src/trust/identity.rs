@@ -98,6 +98,16 @@ impl Identity {
         self.transport
     }
 
+    /// Whether it is at a path, where there is no place for signatures.
+    pub fn is_at_path(&self) -> bool {
+        self.name.is_none() && !self.transport.is_empty()
+    }
+
+    /// The path of its repository at its registry: `library/etcd`.
+    pub fn repository_path(&self) -> Option<&str> {
+        self.name.as_ref()?.repository.split_once('/').map(|(_, path)| path)
+    }
+
     /// The scopes it is in, the narrowest first.
     pub fn scopes(&self) -> &[String] {
         &self.scopes
@@ -226,6 +236,7 @@ mod tests {
         let hub = ["docker.io/library/etcd:latest", "docker.io/library/etcd", "docker.io/library", "docker.io", "*.io"];
         for name in ["etcd", "docker.io/etcd", "docker.io/library/etcd:latest"] {
             assert_eq!(registry(name).scopes(), hub, "{name}");
+            assert_eq!(registry(name).repository_path(), Some("library/etcd"));
         }
         let layout = Identity::of_path(OCI, Path::new("/nonexistent/images/etcd"), Some("3"));
         assert_eq!(

@@ -14,6 +14,8 @@ use super::identity::{Identity, SignedIdentity};
 
 /// Largest policy that is read.
 const MAX_POLICY: u64 = 4 << 20;
+/// The one kind of keys of `signedBy` that podman takes, too.
+const GPG_KEYS: &str = "GPGKeys";
 
 /// Where a policy is looked for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -65,6 +67,15 @@ pub enum Requirement {
     Sigstore {
         /// Where keys are.
         keys: KeySources,
+        /// Where the keys of Rekor logs are, if it must be in one.
+        logs: Option<KeySources>,
+        /// What the signature must call the image.
+        identity: SignedIdentity,
+    },
+    /// A signature by one of these GPG keys.
+    SignedBy {
+        /// Where keys are.
+        keys: KeySources,
         /// What the signature must call the image.
         identity: SignedIdentity,
     },
@@ -93,7 +104,13 @@ struct File {
 enum Written {
     InsecureAcceptAnything {},
     Reject {},
-    SignedBy(serde::de::IgnoredAny),
+    SignedBy {
+        key_type: String,
+        key_path: Option<PathBuf>,
+        key_paths: Option<Vec<PathBuf>>,
+        key_data: Option<String>,
+        signed_identity: Option<SignedIdentity>,
+    },
     SignedBaseLayer(serde::de::IgnoredAny),
     SigstoreSigned {
         key_path: Option<PathBuf>,
@@ -102,10 +119,10 @@ enum Written {
         key_datas: Option<Vec<String>>,
         fulcio: Option<serde::de::IgnoredAny>,
         pki: Option<serde::de::IgnoredAny>,
-        rekor_public_key_path: Option<serde::de::IgnoredAny>,
-        rekor_public_key_paths: Option<serde::de::IgnoredAny>,
-        rekor_public_key_data: Option<serde::de::IgnoredAny>,
-        rekor_public_key_datas: Option<serde::de::IgnoredAny>,
+        rekor_public_key_path: Option<PathBuf>,
+        rekor_public_key_paths: Option<Vec<PathBuf>>,
+        rekor_public_key_data: Option<String>,
+        rekor_public_key_datas: Option<Vec<String>>,
         signed_identity: Option<SignedIdentity>,
     },
 }
@@ -229,40 +246,77 @@ impl TryFrom<Written> for Requirement {
         match written {
             Written::InsecureAcceptAnything {} => Ok(Self::AcceptAnything),
             Written::Reject {} => Ok(Self::Reject),
-            Written::SignedBy(_) => {
-                Err("signedBy (simple signing with GPG keys) is not built; sign with cosign or `podman \
-                 push --sign-by-sigstore-private-key`, and require sigstoreSigned"
-                    .to_owned())
+            Written::SignedBy { key_type, .. } if key_type != GPG_KEYS => {
+                Err(format!("signedBy with keyType {key_type:?} is not built; use {GPG_KEYS:?}"))
+            }
+            Written::SignedBy { key_path, key_paths, key_data, signed_identity, .. } => {
+                let keys = sources(key_path, key_paths, key_data, None)?;
+                let keys = one("keyPath, keyPaths and keyData", keys)?;
+                Ok(Self::SignedBy { keys, identity: or_usual(signed_identity)? })
             }
             Written::SignedBaseLayer(_) => Err("signedBaseLayer is not built; use sigstoreSigned".to_owned()),
             Written::SigstoreSigned { fulcio: Some(_), .. } | Written::SigstoreSigned { pki: Some(_), .. } => {
                 Err("sigstoreSigned with fulcio or pki is not built; give a public key by keyPath".to_owned())
             }
-            Written::SigstoreSigned { rekor_public_key_path: Some(_), .. }
-            | Written::SigstoreSigned { rekor_public_key_paths: Some(_), .. }
-            | Written::SigstoreSigned { rekor_public_key_data: Some(_), .. }
-            | Written::SigstoreSigned { rekor_public_key_datas: Some(_), .. } => {
-                Err("sigstoreSigned with a Rekor log is not built; require the public key alone".to_owned())
-            }
-            Written::SigstoreSigned { key_path, key_paths, key_data, key_datas, signed_identity, .. } => {
-                let keys = key_sources([
-                    key_path.map(|path| KeySources::Files(vec![path])),
-                    key_paths.map(KeySources::Files),
-                    key_data.map(|data| decoded(&[data])).transpose()?,
-                    key_datas.map(|datas| decoded(&datas)).transpose()?,
-                ])?;
-                let identity = signed_identity.unwrap_or(SignedIdentity::MatchRepoDigestOrExact {});
-                identity.check()?;
-                Ok(Self::Sigstore { keys, identity })
+            Written::SigstoreSigned {
+                key_path,
+                key_paths,
+                key_data,
+                key_datas,
+                rekor_public_key_path,
+                rekor_public_key_paths,
+                rekor_public_key_data,
+                rekor_public_key_datas,
+                signed_identity,
+                ..
+            } => {
+                let keys = sources(key_path, key_paths, key_data, key_datas)?;
+                let logs = sources(
+                    rekor_public_key_path,
+                    rekor_public_key_paths,
+                    rekor_public_key_data,
+                    rekor_public_key_datas,
+                )?;
+                let keys = one("keyPath, keyPaths, keyData and keyDatas", keys)?;
+                let logs = match logs.iter().any(Option::is_some) {
+                    true => Some(one("rekorPublicKeyPath, …Paths, …Data and …Datas", logs)?),
+                    false => None,
+                };
+                Ok(Self::Sigstore { keys, logs, identity: or_usual(signed_identity)? })
             }
         }
     }
 }
 
-fn key_sources(given: [Option<KeySources>; 4]) -> Result<KeySources, String> {
+/// What is said of what a signature must call an image, or what goes when nothing is.
+fn or_usual(signed_identity: Option<SignedIdentity>) -> Result<SignedIdentity, String> {
+    let identity = signed_identity.unwrap_or(SignedIdentity::MatchRepoDigestOrExact {});
+    identity.check()?;
+    Ok(identity)
+}
+
+/// The ways to say where keys are, of which one is taken.
+type Given = [Option<KeySources>; 4];
+
+fn sources(
+    path: Option<PathBuf>,
+    paths: Option<Vec<PathBuf>>,
+    data: Option<String>,
+    datas: Option<Vec<String>>,
+) -> Result<Given, String> {
+    Ok([
+        path.map(|path| KeySources::Files(vec![path])),
+        paths.map(KeySources::Files),
+        data.map(|data| decoded(&[data])).transpose()?,
+        datas.map(|datas| decoded(&datas)).transpose()?,
+    ])
+}
+
+/// The one that is given; `fields` is what messages call the ways.
+fn one(fields: &str, given: Given) -> Result<KeySources, String> {
     let mut given = given.into_iter().flatten();
     let first = given.next().filter(|_| given.next().is_none());
-    let keys = first.ok_or("exactly one of keyPath, keyPaths, keyData and keyDatas must be there")?;
+    let keys = first.ok_or_else(|| format!("exactly one of {fields} must be there"))?;
     let is_empty = match &keys {
         KeySources::Files(paths) => paths.is_empty() || paths.iter().any(|path| !path.is_absolute()),
         KeySources::Data(datas) => datas.is_empty(),

@@ -1,4 +1,4 @@
-//! Detached OpenPGP signatures (RFC 9580, section 10.4), checked while the content streams by.
+//! OpenPGP signatures over bytes, checked while these stream by; and detached ones (RFC 9580, section 10.4), which are files of their own.
 
 use std::io::{self, Read};
 
@@ -37,7 +37,7 @@ pub enum SignatureError {
     #[error("it holds more than {MAX_SIGNATURES} signatures")]
     TooMany,
     /// Of another form.
-    #[error("it is {0}, not one over a file; make one with `gpg --detach-sign --armor FILE`")]
+    #[error("it is {0}, which does not count; sign anew with GnuPG's usual settings")]
     Form(String),
     /// Of a digest that can be forged.
     #[error("it is by the digest {0}, which can be forged; sign anew with SHA-256 or better")]
@@ -93,10 +93,19 @@ struct Candidate<'a> {
 /// # Errors
 /// [`SignatureError`]: no signature is good; the message tells of the first that comes closest.
 pub fn check(keys: &[PublicKey], file: &[u8], content: impl Read, now: u64) -> Result<Signer, SignatureError> {
-    let signatures = parse(file)?;
+    check_signatures(keys, &parse(file)?, content, now)
+}
+
+/// As [`check`], of signatures that have been read already.
+pub(super) fn check_signatures(
+    keys: &[PublicKey],
+    signatures: &[Signature],
+    content: impl Read,
+    now: u64,
+) -> Result<Signer, SignatureError> {
     let mut refused = None;
     let mut candidates = Vec::new();
-    for signature in &signatures {
+    for signature in signatures {
         match candidate(keys, signature, now) {
             Ok(Some(candidate)) => candidates.push(candidate),
             Ok(None) => {}
@@ -106,7 +115,7 @@ pub fn check(keys: &[PublicKey], file: &[u8], content: impl Read, now: u64) -> R
         }
     }
     if candidates.is_empty() {
-        return Err(refused.unwrap_or_else(|| SignatureError::Unknown(makers(&signatures))));
+        return Err(refused.unwrap_or_else(|| SignatureError::Unknown(makers(signatures))));
     }
     hash(&mut candidates, content)?;
     let mut mismatch = None;
@@ -117,7 +126,7 @@ pub fn check(keys: &[PublicKey], file: &[u8], content: impl Read, now: u64) -> R
             false => mismatch.get_or_insert(SignatureError::Mismatch { key: key.fingerprint }),
         };
     }
-    Err(mismatch.or(refused).unwrap_or_else(|| SignatureError::Unknown(makers(&signatures))))
+    Err(mismatch.or(refused).unwrap_or_else(|| SignatureError::Unknown(makers(signatures))))
 }
 
 fn parse(file: &[u8]) -> Result<Vec<Signature>, SignatureError> {

@@ -1,15 +1,14 @@
-//! Signatures as cosign makes them with a key of one's own: over a small document that names an image's digest (cosign's
-//! SIGNATURE_SPEC.md), by ECDSA, RSA or Ed25519.
+//! Signatures as cosign makes them with a key of one's own (cosign's SIGNATURE_SPEC.md): over a document that names an image, by
+//! ECDSA, RSA or Ed25519.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
-use super::identity::{Identity, SignedIdentity};
-use crate::digest::Digest;
+use super::document::{DocumentError, Expected};
+use super::evidence::SignatureForm;
+use super::rekor::Logged;
 
-/// What cosign's documents call themselves.
-const DOCUMENT_TYPE: &str = "cosign container image signature";
 /// Begins a public key.
 const BEGIN: &str = "-----BEGIN PUBLIC KEY-----";
 const END: &str = "-----END PUBLIC KEY-----";
@@ -21,10 +20,22 @@ pub struct SigstoreSignature {
     pub document: String,
     /// In base64.
     pub signature: String,
+    /// Its entry in a Rekor log, which is JSON.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bundle: Option<String>,
+}
+
+/// Whose signatures count.
+#[derive(Debug, Clone)]
+pub struct Signers {
+    /// Their keys.
+    pub keys: Vec<SigstoreKey>,
+    /// Keys of Rekor logs, of which one must have the signature; none: it need not be in one.
+    pub logs: Option<Vec<SigstoreKey>>,
 }
 
 /// A public key.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SigstoreKey {
     /// What kind of key: the content of an `AlgorithmIdentifier` in DER.
     algorithm: Vec<u8>,
@@ -48,41 +59,15 @@ pub enum SigstoreError {
     /// Another key's, or nobody's.
     #[error("a signature is by another key, or its document was changed")]
     Key,
-    /// Signed, but not understood.
-    #[error("the signed document is not one over an image ({0})")]
-    Document(String),
-    /// For another image.
-    #[error("a signature is for another image, {0}")]
-    OtherImage(String),
-    /// The image has another name.
-    #[error("a signature is for an image called {0}, which signedIdentity does not take")]
-    OtherName(String),
-}
-
-#[derive(Deserialize)]
-struct Document {
-    critical: Critical,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Critical {
-    #[serde(rename = "type")]
-    kind: String,
-    image: Image,
-    identity: Named,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-struct Image {
-    docker_manifest_digest: String,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-struct Named {
-    docker_reference: String,
+    /// It is in no log.
+    #[error("a signature has no entry in a Rekor log with it; sign anew, as cosign does without --tlog-upload=false")]
+    NotLogged,
+    /// Its entry in a log is another's, or nobody's.
+    #[error("a signature's entry in a Rekor log does not count: {0}")]
+    Log(String),
+    /// Signed, but for something else.
+    #[error(transparent)]
+    Document(#[from] DocumentError),
 }
 
 impl SigstoreKey {
@@ -115,34 +100,21 @@ impl SigstoreKey {
 }
 
 impl SigstoreSignature {
-    /// Checks that one of these keys has signed one of these digests, under a name that will do.
+    /// Checks that one of these signers has signed what is expected.
     ///
     /// # Errors
     /// [`SigstoreError`].
-    pub fn check(
-        &self,
-        keys: &[SigstoreKey],
-        digests: &[Digest],
-        wanted: &SignedIdentity,
-        image: &Identity,
-    ) -> Result<(), SigstoreError> {
+    pub fn check(&self, signers: &Signers, expected: &Expected<'_>) -> Result<(), SigstoreError> {
         let signature = STANDARD.decode(self.signature.trim()).map_err(|_| SigstoreError::Key)?;
+        let document = self.document.as_bytes();
+        let key = signers.keys.iter().find(|key| key.verify(document, &signature)).ok_or(SigstoreError::Key)?;
+        if let Some(logs) = &signers.logs {
+            let bundle = self.bundle.as_ref().ok_or(SigstoreError::NotLogged)?;
+            let logged = Logged { key, signature: &signature, document };
+            logged.check(bundle, logs).map_err(SigstoreError::Log)?;
+        }
         // Nothing is read in a document that nobody has signed.
-        if !keys.iter().any(|key| key.verify(self.document.as_bytes(), &signature)) {
-            return Err(SigstoreError::Key);
-        }
-        let document: Document =
-            serde_json::from_str(&self.document).map_err(|error| SigstoreError::Document(error.to_string()))?;
-        let Critical { kind, image: signed, identity } = document.critical;
-        if kind != DOCUMENT_TYPE {
-            return Err(SigstoreError::Document(format!("{kind:?}")));
-        }
-        let digest = signed.docker_manifest_digest;
-        if !digest.parse::<Digest>().is_ok_and(|digest| digests.contains(&digest)) {
-            return Err(SigstoreError::OtherImage(digest));
-        }
-        let name = identity.docker_reference;
-        if wanted.accepts(image, &name) { Ok(()) } else { Err(SigstoreError::OtherName(name)) }
+        Ok(expected.check(document, SignatureForm::Sigstore)?)
     }
 }
 

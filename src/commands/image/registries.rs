@@ -110,7 +110,8 @@ impl InsecureArgs {
         let credentials = Credentials { files: credential_files(|name| env::var_os(name)) };
         let mut settings = config.registries.clone();
         settings.ca = env::var_os("SSL_CERT_FILE").filter(|file| !file.is_empty()).map(PathBuf::from).or(settings.ca);
-        Registries::new(settings, credentials, insecure, Patience::default())
+        let registries = Registries::new(settings, credentials, insecure, Patience::default());
+        registries.with_signatures_in(config.trust.signatures.clone())
     }
 }
 

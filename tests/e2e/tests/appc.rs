@@ -60,18 +60,18 @@ fn run(host: &Host, image: &Path) -> Finished {
 }
 
 /// Someone who signs.
-struct Signer {
+pub struct Signer {
     home: PathBuf,
 }
 
 impl Signer {
-    /// `None` where GnuPG is not installed.
-    fn new(host: &Host) -> Option<Self> {
+    /// `user` is such as `etcd <etcd@coreos.com>`. `None` where GnuPG is not installed.
+    pub fn new(host: &Host, user: &str) -> Option<Self> {
         std::process::Command::new("gpg").arg("--version").output().ok()?;
-        let home = host.directory("gnupg");
+        let home = host.directory(&format!("gnupg-{}", user.split(' ').next().unwrap_or_default()));
         fs::set_permissions(&home, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
         let signer = Self { home };
-        signer.gpg(&["--quick-generate-key", "etcd <etcd@coreos.com>", "ed25519", "sign", "never"]);
+        signer.gpg(&["--quick-generate-key", user, "ed25519", "sign", "never"]);
         Some(signer)
     }
 
@@ -87,7 +87,13 @@ impl Signer {
         fs::read(&signature).unwrap()
     }
 
-    fn key(&self) -> String {
+    /// Where GnuPG has the key.
+    pub fn home(&self) -> &Path {
+        &self.home
+    }
+
+    /// The public key.
+    pub fn key(&self) -> String {
         self.gpg(&["--armor", "--export"])
     }
 }
@@ -164,7 +170,9 @@ fn a_signed_etcd_is_run_by_its_appc_name() {
         return;
     }
     let host = Host::empty();
-    let Some(signer) = Signer::new(&host) else { skip!("gpg is not installed; `cargo xtask setup` brings it") };
+    let Some(signer) = Signer::new(&host, "etcd <etcd@coreos.com>") else {
+        skip!("gpg is not installed; `cargo xtask setup` brings it")
+    };
     hosts(&host, "coreos.com");
     let web = Web::start(host.scratch(), "coreos.com", "127.0.0.1:443");
     let client = Client::new(&host, &web);

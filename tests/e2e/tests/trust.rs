@@ -8,6 +8,7 @@ use podvm_e2e::{Host, Invocation, layout, skip};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
+use crate::appc::Signer;
 use crate::registry::Registry;
 
 /// A key of Alice's, and its fingerprint.
@@ -145,6 +146,90 @@ fn images_run_that_somebody_has_signed_whom_the_policy_trusts() {
     fs::write(&policy, r#"{"default": [{"type": "trustEverybody"}]}"#).unwrap();
     let refused = run("none", &name).expect_code(254);
     assert!(refused.stderr.contains("trustEverybody") && refused.stderr.contains("policy.json"), "{refused}");
+}
+
+/// skopeo with a configuration of the test's own, and this signer's keys.
+struct Skopeo<'a> {
+    policy: &'a Path,
+    registries_d: &'a Path,
+    signer: &'a Signer,
+}
+
+impl Skopeo<'_> {
+    fn copy(&self, words: &[&str]) -> std::process::Output {
+        let mut skopeo = Command::new("skopeo");
+        skopeo.arg("--policy").arg(self.policy).arg("--registries.d").arg(self.registries_d);
+        skopeo.args(["copy", "--src-tls-verify=false", "--dest-tls-verify=false"]).args(words);
+        skopeo.env("GNUPGHOME", self.signer.home()).output().unwrap()
+    }
+
+    /// Signs an image of the registry as `user`, where its configuration has signatures.
+    fn sign(&self, user: &str, name: &str) {
+        let image = format!("docker://{name}");
+        let signed = self.copy(&["--quiet", "--preserve-digests", "--sign-by", user, &image, &image]);
+        assert!(signed.status.success(), "{}", String::from_utf8_lossy(&signed.stderr));
+    }
+
+    /// Whether its policy takes an image.
+    fn takes(&self, name: &str, place: &Path) -> bool {
+        let _ = fs::remove_dir_all(place);
+        self.copy(&["--quiet", &format!("docker://{name}"), &format!("dir:{}", place.display())]).status.success()
+    }
+}
+
+#[test]
+fn images_run_that_somebody_has_signed_with_a_gpg_key() {
+    let host = Host::empty();
+    let Some(registry) = Registry::start(host.scratch()) else {
+        skip!("docker-registry or skopeo is not installed; `cargo xtask setup` brings them");
+    };
+    let signers = ["team <team@example.com>", "other <other@example.com>"].map(|user| Signer::new(&host, user));
+    let [Some(team), Some(other)] = signers else { skip!("gpg is not installed; `cargo xtask setup` brings it") };
+    let name = registry.push("busybox", "team/busybox:1");
+    let at = |name: &str| host.scratch().join(name);
+    let (policy, anything, registries_d, key) =
+        (at("policy.json"), at("anything.json"), host.directory("registries.d"), at("team.gpg"));
+    fs::write(&key, team.key()).unwrap();
+    let requirement = json!([{"type": "signedBy", "keyType": "GPGKeys", "keyPath": key}]);
+    let rules =
+        json!({"default": [{"type": "reject"}], "transports": {"docker": {registry.host.clone(): requirement}}});
+    fs::write(&policy, rules.to_string()).unwrap();
+    fs::write(&anything, r#"{"default": [{"type": "insecureAcceptAnything"}]}"#).unwrap();
+    let place = format!("default-docker:\n  lookaside: file://{}\n", at("signatures").display());
+    fs::write(registries_d.join("default.yaml"), place).unwrap();
+    let podvm = configured(&host, &format!("[trust]\npolicy = {policy:?}\nregistries-d = {registries_d:?}\n"));
+    let run = |checks: &str, image: &str| {
+        podvm(&["run", &format!("--insecure-options={checks}"), "--quiet", "--rm", image, "--", "echo", "it runs"])
+            .run()
+    };
+    let signing = |signer| Skopeo { policy: &anything, registries_d: &registries_d, signer };
+    let checking = Skopeo { policy: &policy, ..signing(&other) };
+
+    // Nobody has signed it; somebody else has. skopeo is of the same opinion.
+    let refused = run("http", &name).expect_code(254);
+    assert!(refused.stderr.contains("a signature by a GPG key is required, and there is none"), "{refused}");
+    assert!(!checking.takes(&name, &at("copy")));
+    signing(&other).sign("other@example.com", &name);
+    let refused = run("http", &name).expect_code(254);
+    assert!(refused.stderr.contains("not among the trusted keys"), "{refused}");
+    assert!(!checking.takes(&name, &at("copy")));
+    assert_eq!(podvm(&["image", "list", "--output", "json"]).run().expect_code(0).json(), json!([]));
+    run("http,image", &name).expect_code(0).expect_stdout("it runs");
+
+    signing(&team).sign("team@example.com", &name);
+    assert!(checking.takes(&name, &at("copy")));
+    run("http", &name).expect_code(0).expect_stdout("it runs");
+    // Now by the signatures that are kept.
+    drop(registry);
+    fs::remove_dir_all(at("signatures")).unwrap();
+    run("none", &name).expect_code(0).expect_stdout("it runs");
+    podvm(&["image", "verify"]).run().expect_code(0);
+    fs::write(&key, other.key()).unwrap();
+    run("none", &name).expect_code(0).expect_stdout("it runs");
+    fs::write(&key, ALICE).unwrap();
+    let refused = run("none", &name).expect_code(254);
+    assert!(refused.stderr.contains("not among the trusted keys"), "{refused}");
+    run("image", &name).expect_code(0).expect_stdout("it runs");
 }
 
 #[test]

@@ -5,6 +5,7 @@ mod login;
 mod mirrors;
 mod real;
 pub(crate) mod server;
+mod simple;
 mod transfer;
 mod trust;
 
@@ -14,7 +15,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Credentials, HostSettings, Insecure, Patience, Registries, RegistrySettings};
+use super::{Credentials, HostSettings, Insecure, Lookaside, Patience, Registries, RegistrySettings};
 use crate::digest::Digest;
 use crate::oci::fixture::{Layout, Packing, layer};
 use crate::progress::{Progress, Silent};
@@ -30,6 +31,7 @@ struct Place {
     credentials: Credentials,
     patience: Patience,
     insecure: Vec<Insecure>,
+    lookaside: Lookaside,
 }
 
 impl Place {
@@ -45,11 +47,14 @@ impl Place {
         };
         let settings = RegistrySettings::default();
         let insecure = vec![Insecure::Http];
-        Self { directory, store, settings, credentials: Credentials::default(), patience, insecure }
+        let (credentials, lookaside) = (Credentials::default(), Lookaside::default());
+        Self { directory, store, settings, credentials, patience, insecure, lookaside }
     }
 
     fn registries(&self) -> Registries {
-        Registries::new(self.settings.clone(), self.credentials.clone(), self.insecure.clone(), self.patience)
+        let (settings, credentials) = (self.settings.clone(), self.credentials.clone());
+        let registries = Registries::new(settings, credentials, self.insecure.clone(), self.patience);
+        registries.with_signatures_in(self.lookaside.clone())
     }
 
     fn fetch(&self, name: &str) -> Result<Imported, StoreError> {

@@ -4,43 +4,42 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
-use ring::rand::SystemRandom;
-use ring::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair};
-
 use super::*;
 use crate::store::ImportOptions;
+use crate::trust::tests::rekor::Signer as KeyPair;
 use crate::trust::{Keyring, PolicyFile};
 
-/// Begins every P-256 key in a `SubjectPublicKeyInfo`.
-const P256: &str = "3059301306072a8648ce3d020106082a8648ce3d030107034200";
-
 /// Who signs.
-struct Signer(EcdsaKeyPair);
+pub struct Signer(KeyPair);
 
 impl Signer {
-    fn new() -> Self {
-        let random = SystemRandom::new();
-        let pkcs8 = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &random).unwrap();
-        Self(EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, pkcs8.as_ref(), &random).unwrap())
+    pub fn new() -> Self {
+        Self(KeyPair::new())
     }
 
     /// The public key, written beside the store.
-    fn key(&self, place: &Place, name: &str) -> PathBuf {
-        let der = [hex::decode(P256).unwrap(), self.0.public_key().as_ref().to_vec()].concat();
+    pub fn key(&self, place: &Place, name: &str) -> PathBuf {
         let path = place.directory.path().join(name);
-        let pem = format!("-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n", STANDARD.encode(der));
-        fs::write(&path, pem).unwrap();
+        fs::write(&path, self.0.pem()).unwrap();
         path
     }
 
     /// Puts a signature over `digest` beside it, as cosign does.
-    fn sign(&self, content: &mut Content, digest: Digest, name: &str) {
+    pub fn sign(&self, content: &mut Content, digest: Digest, name: &str) {
+        self.sign_logged(content, digest, name, None);
+    }
+
+    /// As [`Signer::sign`], with this log's word that it has the signature.
+    fn sign_logged(&self, content: &mut Content, digest: Digest, name: &str, log: Option<&Self>) {
         let document = format!(
             r#"{{"critical":{{"identity":{{"docker-reference":"{name}"}},"image":{{"docker-manifest-digest":"{digest}"}},"type":"cosign container image signature"}},"optional":null}}"#
         );
-        let signature = self.0.sign(&SystemRandom::new(), document.as_bytes()).unwrap();
+        let signature = self.0.sign(document.as_bytes());
+        let mut annotations = serde_json::json!({"dev.cosignproject.cosign/signature": signature});
+        if let Some(log) = log {
+            let bundle = log.0.bundle(&self.0.entry(&document, &signature));
+            annotations["dev.sigstore.cosign/bundle"] = bundle.to_string().into();
+        }
         let layer = Digest::of(document.as_bytes());
         let manifest = serde_json::json!({
             "schemaVersion": 2,
@@ -49,7 +48,7 @@ impl Signer {
                 "mediaType": "application/vnd.dev.cosign.simplesigning.v1+json",
                 "digest": layer.to_string(),
                 "size": document.len(),
-                "annotations": {"dev.cosignproject.cosign/signature": STANDARD.encode(signature)},
+                "annotations": annotations,
             }],
         });
         let manifest = serde_json::to_vec(&manifest).unwrap();
@@ -63,7 +62,7 @@ impl Signer {
 
 impl Place {
     /// The store, held against this policy from now on.
-    fn trusting(&mut self, policy: &str) {
+    pub fn trusting(&mut self, policy: &str) {
         let path = self.directory.path().join("policy.json");
         fs::write(&path, policy).unwrap();
         let store = Store::open(self.directory.path().join("images")).unwrap();
@@ -79,13 +78,13 @@ impl Place {
     }
 
     /// The message about a stored image that must not run.
-    fn unfit(&self, wanted: &str) -> String {
+    pub fn unfit(&self, wanted: &str) -> String {
         self.store.resolve(wanted).map(|image| image.id).expect_err("it is refused").to_string()
     }
 }
 
 /// A registry whose content changes.
-fn serve(content: Content) -> (Server, Arc<Mutex<Content>>) {
+pub fn serve(content: Content) -> (Server, Arc<Mutex<Content>>) {
     let shared = Arc::new(Mutex::new(content));
     let served = Arc::clone(&shared);
     (Server::start(move |seen| served.lock().unwrap().answer(seen)), shared)
@@ -128,9 +127,35 @@ fn a_signed_image_is_taken_and_no_other() {
 
 impl Place {
     /// The message of a fetch that must fail, whatever is stored already.
-    fn error_of(&self, name: &str) -> String {
+    pub fn error_of(&self, name: &str) -> String {
         self.fetch(name).expect_err("the fetch is refused").to_string()
     }
+}
+
+#[test]
+fn a_signature_must_be_in_a_log_when_the_policy_says_so() {
+    let (content, _) = Content::image(Packing::Gzip, &[layer("x")]);
+    let digest = content.tags["latest"];
+    let (server, content) = serve(content);
+    let (mut place, signer, log) = (Place::new(), Signer::new(), Signer::new());
+    let name = format!("{}/app", server.host());
+    let (key, log_key) = (signer.key(&place, "key.pub"), log.key(&place, "log.pub"));
+    place.trusting(&format!(
+        r#"{{"default":[{{"type":"sigstoreSigned","keyPath":"{}","rekorPublicKeyPath":"{}","signedIdentity":{{"type":"matchRepository"}}}}]}}"#,
+        key.display(),
+        log_key.display()
+    ));
+    signer.sign(&mut content.lock().unwrap(), digest, &name);
+    assert!(place.error(&name).contains("no entry in a Rekor log"));
+    signer.sign_logged(&mut content.lock().unwrap(), digest, &name, Some(&Signer::new()));
+    assert!(place.error(&name).contains("signed by another log"));
+    signer.sign_logged(&mut content.lock().unwrap(), digest, &name, Some(&log));
+    place.fetch(&name).unwrap();
+    // By what was kept.
+    drop(server);
+    place.store.resolve(&name).unwrap();
+    Signer::new().key(&place, "log.pub");
+    assert!(place.unfit(&name).contains("signed by another log"));
 }
 
 #[test]

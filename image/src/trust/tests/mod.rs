@@ -2,4 +2,6 @@
 
 mod openpgp;
 mod policy;
+pub(crate) mod rekor;
 mod sigstore;
+mod simple;

@@ -30,7 +30,14 @@ fn the_narrowest_scope_counts() {
                     "docker.io/library/busybox": [{"type": "insecureAcceptAnything"}],
                     "docker.io/library/busybox:bad": [{"type": "reject"}],
                     "*.example.com": [{"type": "reject"}, {"type": "reject"}],
-                    "r.example.com:5000": [{"type": "sigstoreSigned", "keyPath": "/k"}]
+                    "r.example.com:5000": [{"type": "sigstoreSigned", "keyPath": "/k"}],
+                    "gpg.example": [{"type": "signedBy", "keyType": "GPGKeys", "keyPath": "/k"}],
+                    "both.example": [
+                        {"type": "signedBy", "keyType": "GPGKeys", "keyPath": "/k"},
+                        {"type": "sigstoreSigned", "keyPath": "/k"},
+                        {"type": "signedBy", "keyType": "GPGKeys", "keyData": "YQ=="}
+                    ],
+                    "never.example": [{"type": "signedBy", "keyType": "GPGKeys", "keyPath": "/k"}, {"type": "reject"}]
                 },
                 "oci": {"/images": [{"type": "insecureAcceptAnything"}]},
                 "atomic": {}, "docker-daemon": {"": [{"type": "reject"}]}
@@ -51,8 +58,15 @@ fn the_narrowest_scope_counts() {
         let (found, requirements) = policy.requirements(&image);
         assert_eq!((found.as_str(), requirements.len()), (scope, count));
     }
-    assert!(policy.wants_signatures(&registry("r.example.com:5000/x")));
-    assert!(!policy.wants_signatures(&registry("busybox")));
+    for (name, forms) in [
+        ("r.example.com:5000/x", &[SignatureForm::Sigstore][..]),
+        ("gpg.example/x", &[SignatureForm::Simple]),
+        ("both.example/x", &[SignatureForm::Simple, SignatureForm::Sigstore]),
+        ("never.example/x", &[]),
+        ("busybox", &[]),
+    ] {
+        assert_eq!(policy.wanted_signatures(&registry(name)), forms, "{name}");
+    }
 }
 
 #[test]
@@ -75,7 +89,17 @@ fn what_is_not_understood_makes_the_file_useless() {
         (one(r#"{"type":"trustMe"}"#), "trustMe"),
         (one(r#"{"type":"reject","why":1}"#), "why"),
         (one(r#"{"type":"insecureAcceptAnything","why":1}"#), "why"),
-        (one(r#"{"type":"signedBy","keyType":"GPGKeys","keyPath":"/k"}"#), "signedBy"),
+        (one(r#"{"type":"signedBy","keyPath":"/k"}"#), "keyType"),
+        (
+            one(r#"{"type":"signedBy","keyType":"X509Certificates","keyPath":"/k"}"#),
+            "\"X509Certificates\" is not built",
+        ),
+        (one(r#"{"type":"signedBy","keyType":"GPGKeys"}"#), "exactly one of keyPath, keyPaths and keyData must"),
+        (one(r#"{"type":"signedBy","keyType":"GPGKeys","keyPath":"/k","keyData":"YQ=="}"#), "exactly one of keyPath"),
+        (one(r#"{"type":"signedBy","keyType":"GPGKeys","keyDatas":["YQ=="]}"#), "keyDatas"),
+        (one(r#"{"type":"signedBy","keyType":"GPGKeys","keyPaths":[]}"#), "at least one"),
+        (one(r#"{"type":"signedBy","keyType":"GPGKeys","keyPath":"key.gpg"}"#), "absolute"),
+        (one(r#"{"type":"signedBy","keyType":"GPGKeys","keyData":"?"}"#), "base64"),
         (one(r#"{"type":"signedBaseLayer","baseLayerIdentity":{}}"#), "signedBaseLayer"),
         (one(r#"{"type":"sigstoreSigned"}"#), "exactly one of keyPath"),
         (one(r#"{"type":"sigstoreSigned","keyPath":"/a","keyData":"YQ=="}"#), "exactly one of keyPath"),
@@ -83,7 +107,12 @@ fn what_is_not_understood_makes_the_file_useless() {
         (one(r#"{"type":"sigstoreSigned","keyPaths":[]}"#), "at least one"),
         (one(r#"{"type":"sigstoreSigned","keyData":"?"}"#), "base64"),
         (one(r#"{"type":"sigstoreSigned","keyPath":"/a","fulcio":{}}"#), "fulcio"),
-        (one(r#"{"type":"sigstoreSigned","keyPath":"/a","rekorPublicKeyPath":"/r"}"#), "Rekor"),
+        (one(r#"{"type":"sigstoreSigned","rekorPublicKeyPath":"/r"}"#), "exactly one of keyPath"),
+        (
+            one(r#"{"type":"sigstoreSigned","keyPath":"/a","rekorPublicKeyPath":"/r","rekorPublicKeyData":"YQ=="}"#),
+            "exactly one of rekorPublicKeyPath",
+        ),
+        (one(r#"{"type":"sigstoreSigned","keyPath":"/a","rekorPublicKeyPath":"r"}"#), "absolute"),
         (one(r#"{"type":"sigstoreSigned","keyPath":"/a","signedIdentity":{"type":"any"}}"#), "any"),
         (one(r#"{"type":"sigstoreSigned","keyPath":"/a","signedIdentity":{"type":"matchExact","x":1}}"#), "x"),
         (
@@ -100,6 +129,11 @@ fn what_is_not_understood_makes_the_file_useless() {
         assert!(error.contains(part) && error.contains("/etc/containers/policy.json"), "{text}\n{error}");
     }
     for good in [
+        r#"{"type":"signedBy","keyType":"GPGKeys","keyPath":"/a","signedIdentity":{"type":"matchExact"}}"#,
+        r#"{"type":"signedBy","keyType":"GPGKeys","keyPaths":["/a","/b"]}"#,
+        r#"{"type":"signedBy","keyType":"GPGKeys","keyData":"YQ=="}"#,
+        r#"{"type":"sigstoreSigned","keyPath":"/a","rekorPublicKeyPath":"/r"}"#,
+        r#"{"type":"sigstoreSigned","keyPath":"/a","rekorPublicKeyDatas":["YQ==","Yg=="]}"#,
         r#"{"type":"sigstoreSigned","keyPath":"/a","signedIdentity":{"type":"matchRepository"}}"#,
         r#"{"type":"sigstoreSigned","keyDatas":["YQ=="],"signedIdentity":{"type":"remapIdentity","prefix":"a","signedPrefix":"b.example/c"}}"#,
         r#"{"type":"sigstoreSigned","keyPaths":["/a","/b"],"signedIdentity":{"type":"exactRepository","dockerRepository":"a.example/b"}}"#,

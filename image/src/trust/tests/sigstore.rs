@@ -22,10 +22,11 @@ fn digest() -> Digest {
 }
 
 fn check(key: &[u8], document: &str, signature: &str, digest: Digest, name: &str) -> Result<(), SigstoreError> {
-    let signature = SigstoreSignature { document: document.to_owned(), signature: signature.to_owned() };
-    let keys = [SigstoreKey::parse(key).unwrap()];
+    let signature = SigstoreSignature { document: document.to_owned(), signature: signature.to_owned(), bundle: None };
+    let signers = Signers { keys: vec![SigstoreKey::parse(key).unwrap()], logs: None };
     let image = Identity::of_registry(&name.parse().unwrap());
-    signature.check(&keys, &[digest], &SignedIdentity::MatchRepoDigestOrExact {}, &image)
+    let called = &SignedIdentity::MatchRepoDigestOrExact {};
+    signature.check(&signers, &Expected { digests: &[digest], called, image: &image })
 }
 
 #[test]
@@ -46,9 +47,10 @@ fn what_is_not_this_images_signature_does_not_count() {
     assert_eq!(check(key, &changed, signature, digest(), "r.example/team/app:2"), Err(SigstoreError::Key));
     assert_eq!(check(key, DOCUMENT, "no base64", digest(), name), Err(SigstoreError::Key));
     let other = check(key, DOCUMENT, signature, Digest::of(b"other"), name).unwrap_err();
-    assert!(matches!(&other, SigstoreError::OtherImage(digest) if digest.starts_with("sha256:1111")), "{other}");
+    let SigstoreError::Document(DocumentError::OtherImage(actual)) = &other else { panic!("{other}") };
+    assert!(actual.starts_with("sha256:1111"), "{other}");
     let other = check(key, DOCUMENT, signature, digest(), "r.example/team/app:2").unwrap_err();
-    assert_eq!(other, SigstoreError::OtherName("r.example/team/app:1".into()));
+    assert_eq!(other, DocumentError::OtherName("r.example/team/app:1".into()).into());
 }
 
 #[test]
