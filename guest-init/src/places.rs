@@ -124,6 +124,8 @@ impl Places {
                     }
                     known.push(layer);
                 }
+                // Overlayfs takes none twice; of the same content at two heights, the upper one counts.
+                names.retain(|other| *other != name);
                 names.push(name);
             }
             if names.is_empty() {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use nix::sys::socket::sockopt::{AcceptConn, SockType as SocketTypeOption};
 use nix::sys::socket::{AddressFamily, SockType, SockaddrLike, SockaddrStorage, getsockname, getsockopt};
+use rustix::fs::FileType;
 
 use crate::manifest::{AppName, PodManifest, Protocol, PublishedPort};
 
@@ -25,6 +26,14 @@ pub enum SocketError {
         name: String,
         /// What it is.
         kind: SocketKind,
+    },
+    /// Something else: by a directory of the host, an app could go anywhere.
+    #[error(
+        "what was passed as {name} is no socket; apps can be started with sockets and FIFOs only (systemd.socket(5))"
+    )]
+    NoSocket {
+        /// What its sender calls it.
+        name: String,
     },
     /// A kind that cannot be carried through a VM's wall.
     #[error(
@@ -47,7 +56,7 @@ pub enum SocketKind {
     UnixListener,
     /// A UDP socket that is bound there.
     Udp(SocketAddr),
-    /// Anything else: a connection, a FIFO, a file.
+    /// Another socket, such as a connection, or a FIFO.
     Other,
 }
 
@@ -57,14 +66,19 @@ impl std::fmt::Display for SocketKind {
             Self::TcpListener(address) => write!(f, "TCP at {address}"),
             Self::UnixListener => f.write_str("a Unix socket"),
             Self::Udp(address) => write!(f, "UDP at {address}"),
-            Self::Other => f.write_str("no listening socket"),
+            Self::Other => f.write_str("not one that listens"),
         }
     }
 }
 
 impl SocketKind {
-    /// Looks at a descriptor.
-    pub fn of(fd: BorrowedFd<'_>) -> Self {
+    /// Looks at a descriptor; none when it is neither a socket nor a FIFO.
+    pub fn of(fd: BorrowedFd<'_>) -> Option<Self> {
+        let file_type = rustix::fs::fstat(fd).map(|stat| FileType::from_raw_mode(stat.st_mode));
+        matches!(file_type, Ok(FileType::Socket | FileType::Fifo)).then(|| Self::of_socket(fd))
+    }
+
+    fn of_socket(fd: BorrowedFd<'_>) -> Self {
         let (Ok(kind), Ok(address)) =
             (getsockopt(&fd, SocketTypeOption), getsockname::<SockaddrStorage>(fd.as_raw_fd()))
         else {
@@ -123,14 +137,14 @@ pub struct AppSocket {
 /// Finds out which app each socket is for: the one whose published port it is, the one that it is named after, or the only one.
 ///
 /// # Errors
-/// [`SocketError::ForWhom`].
+/// [`SocketError::ForWhom`], [`SocketError::NoSocket`].
 pub fn assign(passed: Vec<PassedSocket>, manifest: &PodManifest) -> Result<Vec<AppSocket>, SocketError> {
     let only = match manifest.apps.as_slice() {
         [app] => Some(&app.name),
         _ => None,
     };
     let assign_one = |PassedSocket { name, socket }: PassedSocket| {
-        let kind = SocketKind::of(socket.as_fd());
+        let Some(kind) = SocketKind::of(socket.as_fd()) else { return Err(SocketError::NoSocket { name }) };
         let port = manifest.ports.iter().find(|port| kind.is_at(port));
         let named = manifest.apps.iter().map(|app| &app.name).find(|app| app.as_str() == name);
         let app = port.and_then(|port| port.app.as_ref()).or(named).or(only);
@@ -236,5 +250,8 @@ mod tests {
         let sockets = assign(vec![passed("pipe", std::io::pipe().unwrap().0)], &manifest).unwrap();
         assert_eq!(sockets[0].kind, SocketKind::Other);
         assert!(check_for_vm(&sockets).unwrap_err().to_string().contains("--stage1=ns"));
+        let directory = std::fs::File::open("/").unwrap();
+        let error = assign(vec![passed("root", directory)], &manifest).unwrap_err();
+        assert_eq!(error, SocketError::NoSocket { name: "root".into() });
     }
 }

@@ -9,6 +9,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -16,7 +17,7 @@ use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 use podvm_pod::fault::{FaultPoint, reach};
 use podvm_pod::manifest::{App, Isolators};
 use podvm_pod::protocol::SUPERVISOR_CGROUP;
-use podvm_pod::{PodDir, PodManifest};
+use podvm_pod::{PodDir, PodManifest, Uuid};
 
 /// Where cgroup2 is mounted: alone, or beside version 1.
 const MOUNTS: [&str; 2] = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
@@ -80,10 +81,14 @@ impl PodCgroup {
     pub fn delegate(&self, owner: u32) -> Result<(), CgroupError> {
         for cgroup in [self.path.clone(), self.path.join(SUPERVISOR_CGROUP)] {
             // Those of cgroup-v2.rst, "Delegation Containment"; cgroup.type's reader needs no right.
-            for file in ["", "cgroup.procs", "cgroup.threads", "cgroup.subtree_control"] {
+            for file in ["cgroup.procs", "cgroup.threads", "cgroup.subtree_control"] {
                 let path = cgroup.join(file);
                 std::os::unix::fs::chown(&path, Some(owner), Some(owner)).map_err(at(&path))?;
             }
+            // The pod's own process has given up its privileges when it takes the cgroup away, but not its group.
+            let own_group = nix::unistd::getegid().as_raw();
+            std::os::unix::fs::chown(&cgroup, Some(owner), Some(own_group)).map_err(at(&cgroup))?;
+            fs::set_permissions(&cgroup, fs::Permissions::from_mode(0o775)).map_err(at(&cgroup))?;
         }
         Ok(())
     }
@@ -217,7 +222,7 @@ fn make_below(mount: &Path, parent: &Path, path: &Path) -> io::Result<File> {
 }
 
 /// Leaves the cgroup that a pod's was in as it was before: without the folder, when it was the last pod there; without the
-/// child that its process had moved to.
+/// child that its process had moved to. While another pod is there, as when a service was started anew, all stays as that needs it.
 fn restore_parent(pod: &Path) -> io::Result<()> {
     let Some(parent) = pod.parent() else { return Ok(()) };
     if mount().is_some_and(|mount| parent == mount.join(FOLDER)) {
@@ -228,6 +233,10 @@ fn restore_parent(pod: &Path) -> io::Result<()> {
     // Any other is a service's own, and not podvm's to remove.
     let inner = parent.join(OWN_CGROUP);
     if !inner.exists() {
+        return Ok(());
+    }
+    let is_anothers = !fs::read_to_string(inner.join("cgroup.procs"))?.is_empty() && own_processes(&inner)?.is_none();
+    if is_anothers || has_pod(parent)? {
         return Ok(());
     }
     let own = own_cgroup(mount().unwrap_or(parent))?;
@@ -241,6 +250,12 @@ fn restore_parent(pod: &Path) -> io::Result<()> {
     // The pod's process may be on its way out of it.
     let _ = fs::remove_dir(&inner);
     Ok(())
+}
+
+/// Whether a pod's cgroup is in this one.
+fn has_pod(parent: &Path) -> io::Result<bool> {
+    let is_pods = |entry: &fs::DirEntry| entry.file_name().to_str().is_some_and(|name| name.parse::<Uuid>().is_ok());
+    Ok(fs::read_dir(parent)?.filter_map(Result::ok).any(|entry| is_pods(&entry)))
 }
 
 /// The cgroup of this process.
@@ -314,7 +329,7 @@ fn remove_tree(path: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use podvm_pod::{PodsRoot, Uuid};
+    use podvm_pod::PodsRoot;
 
     use super::*;
 

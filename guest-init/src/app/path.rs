@@ -50,9 +50,42 @@ impl Root {
     /// # Errors
     /// `ENOTDIR` when something else is there or on the way; `ELOOP` for too many links; else the system's own.
     pub fn directory(&self, path: &Path) -> io::Result<Place> {
-        let place = self.walk(path, Missing::MakeDirectory)?.ok_or(io::ErrorKind::NotFound)?;
+        self.directory_by(path, MAX_LINKS)
+    }
+
+    fn directory_by(&self, path: &Path, most_links: usize) -> io::Result<Place> {
+        let place = self.walk(path, Missing::MakeDirectory, most_links)?.ok_or(io::ErrorKind::NotFound)?;
         if file_type(place.fd.as_fd())? != FileType::Directory {
             return Err(io::Error::from_raw_os_error(libc::ENOTDIR));
+        }
+        Ok(place)
+    }
+
+    /// The directory at `path`, to mount something there; made as by [`Self::directory`]. It is never the root itself: what is mounted
+    /// there would lie on top of the root, where no path into it leads, and would be what `..` leads to for the program.
+    ///
+    /// # Errors
+    /// As [`Self::directory`]; that it is the root.
+    pub fn mount_point(&self, path: &Path) -> io::Result<Place> {
+        self.below_root(self.directory(path)?)
+    }
+
+    /// As [`Self::mount_point`], for a filesystem that must be nowhere else: no link is followed, to whatever it leads.
+    ///
+    /// # Errors
+    /// As [`Self::mount_point`]; that there is a link.
+    pub fn plain_mount_point(&self, path: &Path) -> io::Result<Place> {
+        match self.directory_by(path, 0) {
+            Err(error) if error.raw_os_error() == Some(libc::ELOOP) => {
+                Err(io::Error::other("the image has a symbolic link there; make it a directory"))
+            }
+            other => self.below_root(other?),
+        }
+    }
+
+    fn below_root(&self, place: Place) -> io::Result<Place> {
+        if is_same(place.fd.as_fd(), self.as_fd())? {
+            return Err(io::Error::other("it leads to the root itself, where nothing can be mounted"));
         }
         Ok(place)
     }
@@ -62,7 +95,7 @@ impl Root {
     /// # Errors
     /// As [`Self::directory`]; `EISDIR` when a directory is there.
     pub fn file(&self, path: &Path) -> io::Result<Place> {
-        let place = self.walk(path, Missing::MakeFile)?.ok_or(io::ErrorKind::NotFound)?;
+        let place = self.walk(path, Missing::MakeFile, MAX_LINKS)?.ok_or(io::ErrorKind::NotFound)?;
         if file_type(place.fd.as_fd())? == FileType::Directory {
             return Err(io::Error::from_raw_os_error(libc::EISDIR));
         }
@@ -74,14 +107,14 @@ impl Root {
     /// # Errors
     /// `ELOOP` for too many links; else the system's own.
     pub fn existing(&self, path: &Path) -> io::Result<Option<OwnedFd>> {
-        match self.walk(path, Missing::Leave) {
+        match self.walk(path, Missing::Leave, MAX_LINKS) {
             Ok(place) => Ok(place.map(|place| place.fd)),
             Err(error) if error.raw_os_error() == Some(libc::ENOTDIR) => Ok(None),
             Err(error) => Err(error),
         }
     }
 
-    fn walk(&self, path: &Path, missing: Missing) -> io::Result<Option<Place>> {
+    fn walk(&self, path: &Path, missing: Missing, most_links: usize) -> io::Result<Option<Place>> {
         let mut pending: VecDeque<OsString> = components(path).map(OsStr::to_owned).collect();
         let mut above: Vec<OwnedFd> = Vec::new();
         let (mut made, mut links, mut steps) = (false, 0, 0);
@@ -111,7 +144,7 @@ impl Root {
                 FileType::Directory => above.push(next),
                 FileType::Symlink => {
                     links += 1;
-                    if links > MAX_LINKS {
+                    if links > most_links {
                         return Err(io::Error::from_raw_os_error(libc::ELOOP));
                     }
                     let target = OsString::from_vec(readlinkat(&next, "", Vec::new())?.into_bytes());
@@ -170,6 +203,11 @@ fn make_file(here: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
 
 fn file_type(fd: BorrowedFd<'_>) -> io::Result<FileType> {
     Ok(FileType::from_raw_mode(fstat(fd)?.st_mode))
+}
+
+fn is_same(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> io::Result<bool> {
+    let (one, other) = (fstat(one)?, fstat(other)?);
+    Ok((one.st_dev, one.st_ino) == (other.st_dev, other.st_ino))
 }
 
 /// Owner, group and mode of what is open, even with `O_PATH`.
@@ -234,6 +272,24 @@ mod tests {
         assert!(place.made);
         assert_eq!(name_of(&place.fd), inside.join("run/resolve/stub.conf"));
         assert!(!root.file(Path::new("/etc/resolv.conf")).unwrap().made);
+    }
+
+    #[test]
+    fn nothing_is_mounted_at_the_root_nor_where_a_link_leads() {
+        let (dir, root) = sample();
+        let inside = dir.path().join("root");
+        for (name, target) in [("proc", "/"), ("sys", "."), ("dev", "etc/../..")] {
+            symlink(target, inside.join(name)).unwrap();
+            let error = root.mount_point(&Path::new("/").join(name)).unwrap_err();
+            assert!(error.to_string().contains("the root itself"), "{error}");
+        }
+        assert!(root.mount_point(Path::new("/")).is_err());
+        symlink("/etc", inside.join("link")).unwrap();
+        assert_eq!(name_of(&root.mount_point(Path::new("/link")).unwrap().fd), inside.join("etc"));
+        let error = root.plain_mount_point(Path::new("/link/pts")).unwrap_err();
+        assert!(error.to_string().contains("symbolic link"), "{error}");
+        assert!(!inside.join("etc/pts").exists());
+        assert!(root.plain_mount_point(Path::new("/new/pts")).unwrap().made);
     }
 
     #[test]

@@ -81,7 +81,7 @@ fn restrict_mount_of(root: &Root, attributes: MountAttrFlags) -> std::io::Result
 /// Mounts a directory on itself, so that it keeps its own attributes.
 fn keep_writable(root: &Root, path: &Path, mode: u32) -> Result<(), StepError> {
     let what = || format!("keep {} writable", path.display());
-    let place = root.directory(path).step(what)?;
+    let place = root.mount_point(path).step(what)?;
     if place.made {
         let directory = rustix::fs::openat(
             &place.fd,

@@ -85,7 +85,7 @@ fn mount_at(
     options: &[MountOption<'_>],
     attributes: MountAttrFlags,
 ) -> Result<(), StepError> {
-    let place = root.directory(Path::new(path)).step(|| format!("make {path}"))?;
+    let place = root.plain_mount_point(Path::new(path)).step(|| format!("make {path}"))?;
     Detached::new(filesystem, options, attributes)
         .and_then(|mount| mount.attach(place.fd.as_fd()))
         .map(drop)
@@ -123,7 +123,7 @@ fn mount_sysfs(root: &Root) -> Result<(), StepError> {
         // That of another user namespace's network cannot be mounted anew, but the supervisor's own can be shown.
         Err(error) if error.errno() == Some(libc::EPERM) => {
             let show = || -> io::Result<()> {
-                let place = root.directory(Path::new("/sys"))?;
+                let place = root.plain_mount_point(Path::new("/sys"))?;
                 let mount = Detached::bind_path(Path::new("/sys"), true)?;
                 mount.restrict(NOSUID | NODEV | NOEXEC | RDONLY, true)?;
                 mount.attach(place.fd.as_fd()).map(drop)

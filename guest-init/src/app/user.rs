@@ -52,6 +52,14 @@ pub enum UserError {
     },
 }
 
+/// The ID that is none: system calls take it for "as it is", so that a process that became it would stay root (setresuid(2)).
+const NO_ID: u32 = u32::MAX;
+
+/// A number that can be a user's or a group's.
+fn id(text: &str) -> Option<u32> {
+    text.parse().ok().filter(|id| *id != NO_ID)
+}
+
 /// One line of `/etc/passwd`.
 struct Account<'a> {
     name: &'a str,
@@ -64,7 +72,7 @@ fn accounts(passwd: &str) -> impl Iterator<Item = Account<'_>> {
     passwd.lines().filter_map(|line| {
         let mut fields = line.split(':');
         let (name, _password) = (fields.next()?, fields.next()?);
-        let (uid, gid) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
+        let (uid, gid) = (id(fields.next()?)?, id(fields.next()?)?);
         let home = fields.nth(1).unwrap_or("");
         (!name.is_empty()).then_some(Account { name, uid, gid, home })
     })
@@ -74,7 +82,7 @@ fn accounts(passwd: &str) -> impl Iterator<Item = Account<'_>> {
 fn groups(group: &str) -> impl Iterator<Item = (&str, u32, &str)> {
     group.lines().filter_map(|line| {
         let mut fields = line.split(':');
-        let (name, _password, gid) = (fields.next()?, fields.next()?, fields.next()?.parse().ok()?);
+        let (name, _password, gid) = (fields.next()?, fields.next()?, id(fields.next()?)?);
         (!name.is_empty()).then_some((name, gid, fields.next().unwrap_or("")))
     })
 }
@@ -86,7 +94,7 @@ impl User {
     /// A name that the files do not have.
     pub fn find(spec: &UserSpec, more: &[u32], passwd: &str, group: &str) -> Result<Self, UserError> {
         let wanted = spec.user.as_deref().unwrap_or("0");
-        let number = wanted.parse::<u32>().ok();
+        let number = id(wanted);
         let account = accounts(passwd)
             .find(|account| account.name == wanted)
             .or_else(|| accounts(passwd).find(|account| Some(account.uid) == number));
@@ -99,7 +107,7 @@ impl User {
         match spec.group.as_deref() {
             Some(name) => {
                 let by_name = groups(group).find(|(other, ..)| *other == name).map(|(_, gid, _)| gid);
-                found.gid = by_name.or_else(|| name.parse().ok()).ok_or_else(|| UserError::NoGroup(name.into()))?;
+                found.gid = by_name.or_else(|| id(name)).ok_or_else(|| UserError::NoGroup(name.into()))?;
             }
             None => {
                 if let Some(account) = account {
@@ -204,7 +212,7 @@ mod tests {
         }
 
         #[test]
-        fn an_account_is_found_by_name_and_number(uid in 2000u32.., gid: u32) {
+        fn an_account_is_found_by_name_and_number(uid in 2000..NO_ID, gid in 0..NO_ID) {
             let passwd = format!("{PASSWD}someone:x:{uid}:{gid}::/home/someone:/bin/sh\n");
             for who in ["someone".to_owned(), uid.to_string()] {
                 let user = User::find(&who.as_str().into(), &[], &passwd, GROUP).unwrap();

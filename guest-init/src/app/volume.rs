@@ -23,7 +23,7 @@ fn mount_one(root: &Root, pod: &Pod, index: usize, wanted: &Mount) -> Result<(),
     let what = || format!("mount volume {} at {}", wanted.volume, wanted.path.display());
     let volume =
         pod.places.volume(&wanted.volume).ok_or_else(|| StepError::because(what(), "the pod has no such volume"))?;
-    let place = root.directory(&wanted.path).step(what)?;
+    let place = root.mount_point(&wanted.path).step(what)?;
     if volume.owned_as_in == Some(index) && !place.made {
         ownership(place.fd.as_fd()).and_then(|owner| set_ownership(&volume.path, owner)).step(what)?;
     }

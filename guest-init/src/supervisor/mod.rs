@@ -40,8 +40,6 @@ use relays::Relays;
 const STOP_GRACE: Duration = Duration::from_secs(10);
 /// Grace given when nobody is left outside who could wait for longer.
 const ORPHAN_GRACE: Duration = Duration::from_secs(2);
-/// How long [`Command::Farewell`] is waited for after the end.
-const FAREWELL_WITHIN: Duration = Duration::from_secs(5);
 
 /// Why the supervisor cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -77,8 +75,8 @@ enum Phase {
     Idle,
     /// The pod runs.
     Running,
-    /// The pod is over, and its last output is being read.
-    Finished { until: Instant },
+    /// The pod is over, and its last output is being read, for as long as somebody is there who reads it.
+    Finished,
     /// Nothing is left to do.
     Left,
 }
@@ -196,13 +194,9 @@ impl Supervisor {
     }
 
     fn timeout(&self) -> Option<Timespec> {
-        let own = match self.phase {
-            Phase::Finished { until } => Some(until),
-            _ => None,
-        };
-        let next = own
+        let of_pod = self.pod.as_ref().and_then(RunningPod::next_deadline);
+        let next = of_pod
             .into_iter()
-            .chain(self.pod.as_ref().and_then(RunningPod::next_deadline))
             .chain(self.connections.values().filter_map(Connection::deadline))
             .chain(self.processes.iter().filter_map(|(_, process)| process.start_by()))
             .min()?;
@@ -213,9 +207,6 @@ impl Supervisor {
 
     fn check_deadlines(&mut self) {
         let now = Instant::now();
-        if matches!(self.phase, Phase::Finished { until } if until <= now) {
-            self.phase = Phase::Left;
-        }
         self.connections.retain(|_, connection| connection.deadline().is_none_or(|until| until > now));
         for (_, process) in self.processes.iter().filter(|(_, process)| process.start_by().is_some_and(|by| by <= now))
         {
@@ -270,7 +261,7 @@ impl Supervisor {
     fn primary_lost(&mut self) {
         match self.phase {
             // Nobody is left to tell how it ends.
-            Phase::Idle | Phase::Finished { .. } => self.phase = Phase::Left,
+            Phase::Idle | Phase::Finished => self.phase = Phase::Left,
             Phase::Running => {
                 self.error.get_or_insert("the primary connection was closed from outside".into());
                 self.stop(ORPHAN_GRACE);
@@ -328,7 +319,7 @@ impl Supervisor {
         match self.phase {
             Phase::Idle => self.finish(),
             Phase::Running => self.kill_apps(),
-            Phase::Finished { .. } | Phase::Left => self.phase = Phase::Left,
+            Phase::Finished | Phase::Left => self.phase = Phase::Left,
         }
     }
 
@@ -352,7 +343,7 @@ impl Supervisor {
         };
         self.tell(&Event::Finished(report));
         reach(FaultPoint::EndReported);
-        self.phase = Phase::Finished { until: Instant::now() + FAREWELL_WITHIN };
+        self.phase = Phase::Finished;
         if self.primary.has_ended() {
             self.phase = Phase::Left;
         }

@@ -1,5 +1,7 @@
 //! Users, capabilities, system calls, limits.
 
+use std::os::unix::fs::symlink;
+
 use podvm_pod::manifest::{Capability, Rlimit, Seccomp, SeccompAction};
 use podvm_pod::status::AppState;
 
@@ -136,4 +138,47 @@ fn resource_limits_and_the_oom_score_are_set() {
     let outcome = wrong.outcome();
     let AppState::Failed { message, .. } = outcome.state("main") else { panic!("{outcome:?}") };
     assert!(message.contains("\"fish\""), "{message}");
+}
+
+#[test]
+fn an_image_cannot_lead_what_is_mounted_to_the_root() {
+    if cannot_run() {
+        return;
+    }
+    for (place, target, part) in
+        [("proc", "/", "symbolic link"), ("sys", ".", "symbolic link"), ("tmp", "/", "the root itself")]
+    {
+        let built = PodBuilder::script("ls -d /../sys/kernel").app(|app| app.read_only_root = true);
+        let outcome = built.layer("evil", |layer| symlink(target, layer.join(place)).unwrap()).outcome();
+        let AppState::Failed { message, code: 254 } = outcome.state("main") else { panic!("{outcome:?}") };
+        assert!(message.contains(part), "{message}");
+    }
+}
+
+#[test]
+fn the_id_that_is_none_is_no_user() {
+    if cannot_run() {
+        return;
+    }
+    for user in ["4294967295", "0:4294967295", "nobody"] {
+        let built = PodBuilder::script("id -u").user(user).layer("more", |layer| {
+            std::fs::create_dir_all(layer.join("etc")).unwrap();
+            std::fs::write(layer.join("etc/passwd"), "nobody:x:4294967295:4294967295:::\n").unwrap();
+        });
+        let outcome = built.outcome();
+        assert!(matches!(outcome.state("main"), AppState::Failed { .. }), "{outcome:?}");
+    }
+}
+
+#[test]
+fn a_layer_that_an_image_has_twice_counts_where_it_is_uppermost() {
+    if cannot_run() {
+        return;
+    }
+    let write = |text: &'static str| move |layer: &std::path::Path| std::fs::write(layer.join("file"), text).unwrap();
+    let built = PodBuilder::script("cat /file")
+        .layer("one", write("one"))
+        .layer("two", write("two"))
+        .layer("one", write("one"));
+    assert_eq!(built.outcome().ok(), "one");
 }

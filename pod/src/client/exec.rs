@@ -79,7 +79,7 @@ pub fn exec(
     spawn("signals", forward).map_err(local)?;
 
     let status = client.wait(process)?;
-    outputs.wait(IDLE_STREAM, READ_OUT);
+    outputs.wait(IDLE_STREAM, Some(READ_OUT));
     drop(raw);
     Ok(status)
 }

@@ -102,12 +102,12 @@ impl Outputs {
     }
 
     /// Waits until all streams have ended, or none has moved for `idle` (a stream that someone else holds open does not
-    /// end), or `at_most` has passed. Returns whether all have ended.
-    pub fn wait(&mut self, idle: Duration, at_most: Duration) -> bool {
-        let latest = Instant::now() + at_most;
+    /// end), or `at_most` has passed. Who is slow to take what a stream brings is waited for. Returns whether all have ended.
+    pub fn wait(&mut self, idle: Duration, at_most: Option<Duration>) -> bool {
+        let latest = at_most.map(|at_most| Instant::now() + at_most);
         let mut seen = self.progress.pieces.load(Ordering::Relaxed);
         while self.open > 0 {
-            let left = latest.saturating_duration_since(Instant::now());
+            let left = latest.map_or(idle, |latest| latest.saturating_duration_since(Instant::now()));
             match self.news.recv_timeout(idle.min(left)) {
                 Ok(News::Ended) => self.open -= 1,
                 Ok(News::Interrupted) | Err(RecvTimeoutError::Disconnected) => return false,
@@ -143,7 +143,7 @@ mod tests {
             outputs.carry::<io::Error>("test", move || Ok(here), sink, |error| panic!("{error}")).unwrap();
             there.write_all(text.as_bytes()).unwrap();
         }
-        assert!(outputs.wait(Duration::from_secs(10), Duration::from_secs(10)));
+        assert!(outputs.wait(Duration::from_secs(10), None));
         let mut seen = seen.lock().unwrap().clone();
         seen.sort();
         assert_eq!(seen, [b"one".to_vec(), b"two".to_vec()]);
@@ -154,7 +154,23 @@ mod tests {
         let mut outputs = Outputs::default();
         let (here, _there) = UnixStream::pair().unwrap();
         outputs.carry::<io::Error>("test", move || Ok(here), |_| {}, |error| panic!("{error}")).unwrap();
-        assert!(!outputs.wait(Duration::from_millis(50), Duration::from_secs(10)));
+        assert!(!outputs.wait(Duration::from_millis(50), None));
+    }
+
+    #[test]
+    fn who_takes_output_slowly_gets_it_all() {
+        let mut outputs = Outputs::default();
+        let (here, mut there) = UnixStream::pair().unwrap();
+        let taken = Arc::new(AtomicUsize::new(0));
+        let sum = taken.clone();
+        let sink = move |piece: &[u8]| {
+            thread::sleep(Duration::from_millis(200));
+            sum.fetch_add(piece.len(), Ordering::Relaxed);
+        };
+        outputs.carry::<io::Error>("test", move || Ok(here), sink, |_| {}).unwrap();
+        thread::spawn(move || there.write_all(&[0; 100_000]));
+        assert!(outputs.wait(Duration::from_millis(50), None));
+        assert_eq!(taken.load(Ordering::Relaxed), 100_000);
     }
 
     #[test]
@@ -164,7 +180,7 @@ mod tests {
         outputs.carry::<io::Error>("test", move || Ok(here), |_| {}, |_| {}).unwrap();
         let end = there.try_clone().unwrap();
         thread::spawn(move || while there.write_all(b"more").is_ok() {});
-        assert!(!outputs.wait(Duration::from_millis(20), Duration::from_millis(200)));
+        assert!(!outputs.wait(Duration::from_millis(20), Some(Duration::from_millis(200))));
         end.shutdown(std::net::Shutdown::Both).unwrap();
     }
 }

@@ -63,8 +63,8 @@ pub enum Event {
     Ready,
     /// An app's state changed.
     App(AppStatus),
-    /// All apps have ended and filesystems are synced. The supervisor waits for [`Command::Farewell`], so that streams can be
-    /// read to their ends, but not for longer than a few seconds.
+    /// All apps have ended and filesystems are synced. The supervisor waits for [`Command::Farewell`], or the connection's end,
+    /// so that streams can be read to their ends.
     Finished(PodReport),
 }
 

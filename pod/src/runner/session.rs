@@ -35,7 +35,8 @@ const POWER_OFF: Duration = Duration::from_secs(10);
 const LAST_READ: Duration = Duration::from_secs(1);
 /// How long a message to the supervisor may wait to be taken.
 const SEND_LIMIT: Duration = Duration::from_secs(10);
-/// How long streams may rest, and how long they are read at all, when the apps have ended.
+/// How long streams may rest when the apps have ended, and how long they are read at all when the pod was asked to end. Otherwise who
+/// reads slowly is waited for, until a signal comes.
 const READ_OUT_IDLE: Duration = Duration::from_secs(2);
 const READ_OUT_LIMIT: Duration = Duration::from_secs(30);
 /// Shortest time between two records of the apps' states.
@@ -86,7 +87,7 @@ pub(super) fn run(runner: Runner<'_>, spec: PodSpec) -> PodReport {
     let end = session.converse();
     if matches!(end, End::Reported(_)) {
         reach(FaultPoint::EndHeard);
-        session.attacher.outputs.wait(READ_OUT_IDLE, READ_OUT_LIMIT);
+        session.read_out();
         session.say_farewell();
         reach(FaultPoint::FarewellSaid);
     }
@@ -130,7 +131,7 @@ impl<'a> Session<'a> {
         let attacher = Attacher::new(supervisor.clone(), pod.open_logs()?, &io, pod.manifest());
         primary.set_write_timeout(Some(SEND_LIMIT))?;
         let has_walls = walls.is_some();
-        let inputs = listen(primary.try_clone()?, signals, walls)?;
+        let inputs = listen(primary.try_clone()?, signals, walls, attacher.outputs.interrupter())?;
         Ok(Self {
             pod,
             primary,
@@ -327,6 +328,14 @@ impl<'a> Session<'a> {
         }
     }
 
+    /// Reads what the apps have still said.
+    fn read_out(&mut self) {
+        let at_most = (self.stops > 0).then_some(READ_OUT_LIMIT);
+        // Forgets the signals that came before.
+        self.attacher.outputs.under_way();
+        self.attacher.outputs.wait(READ_OUT_IDLE, at_most);
+    }
+
     /// Lets the supervisor go, and waits for the walls' orderly end.
     fn say_farewell(&mut self) {
         if write_frame(&mut self.primary, &Command::Farewell).is_err() || !self.has_walls {
@@ -349,8 +358,13 @@ fn supervisor_lost(error: &FrameError) -> PodReport {
     PodReport::failure(NO_REPORT, format!("the supervisor was lost before it reported the pod's end: {error}"))
 }
 
-/// Starts the threads that read what can happen.
-fn listen(mut primary: UnixStream, mut signals: Signals, walls: Option<Walls>) -> io::Result<Receiver<Input>> {
+/// Starts the threads that read what can happen. Signals also `interrupt` the reading of the apps' last output.
+fn listen(
+    mut primary: UnixStream,
+    mut signals: Signals,
+    walls: Option<Walls>,
+    interrupt: impl Fn() + Send + 'static,
+) -> io::Result<Receiver<Input>> {
     let (sender, inputs): (SyncSender<Input>, _) = sync_channel(WAITING_INPUTS);
     let events = sender.clone();
     spawn("events", move || {
@@ -370,6 +384,9 @@ fn listen(mut primary: UnixStream, mut signals: Signals, walls: Option<Walls>) -
     }
     spawn("signals", move || {
         while let Some(signal) = signals.wait() {
+            if signal != Signal::SIGWINCH as i32 {
+                interrupt();
+            }
             if sender.send(Input::Signal(signal)).is_err() {
                 return;
             }

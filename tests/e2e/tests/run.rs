@@ -63,6 +63,18 @@ fn much_output_arrives_whole() {
 }
 
 #[test]
+fn output_waits_for_a_reader_that_is_slow() {
+    let host = Host::new();
+    let image = host.image("busybox");
+    let podvm = podvm_e2e::prefix().join("bin/podvm").display().to_string();
+    let run =
+        format!("{podvm} --root {} run --stage1={} --net=none {image}", host.root().display(), podvm_e2e::stage1());
+    // More than all buffers on the way hold, from an app that has long ended by then.
+    let line = format!("{run} -- head -c 1000000 /dev/zero | (sleep 12; wc -c)");
+    podvm_e2e::Invocation::new("sh", ["-c", &line]).run().expect_code(0).expect_stdout("1000000\n");
+}
+
+#[test]
 fn a_terminal_is_one() {
     let host = Host::new();
     let image = host.image("busybox");

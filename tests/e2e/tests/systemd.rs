@@ -61,6 +61,37 @@ fn a_unit_is_its_pod_and_ends_it_as_a_user_would() {
 }
 
 #[test]
+fn collecting_a_units_earlier_pod_leaves_its_present_one_alone() {
+    if !Path::new("/run/systemd/system").exists() {
+        skip!("needs a host that systemd runs");
+    }
+    let host = Host::new();
+    let image = host.image("busybox");
+    let unit = format!("{}-again", unit_name());
+    let once = host.directory("state");
+    // The first life ends at once, and the second stays.
+    let script = "test -e /state/once && exec sleep 1000; touch /state/once; exit 1";
+    let volume = format!("state,kind=host,source={}", once.display());
+    let start = ["--unit", &unit, "--property", "Restart=always", "--property", "Delegate=yes"].map(str::to_owned);
+    let pod = run(&host, &["--net=none", "--memory", "64M", "--volume", &volume, &image, "--mount"]);
+    let app = ["volume=state,target=/state", "--", "sh", "-c", script].map(str::to_owned);
+    Invocation::new("systemd-run", start.into_iter().chain(pod).chain(app)).run().expect_code(0);
+    let second = wait_for("the second pod runs", A_WHILE, || {
+        let listed = host.podvm(["list", "--output", "json"]).run().expect_code(0).json();
+        let pods = listed.as_array().cloned().unwrap_or_default();
+        let running = pods.iter().find(|pod| pod["state"] == "running")?;
+        (pods.len() == 2).then(|| running["uuid"].as_str().unwrap_or_default().to_owned())
+    });
+    host.gc().expect_code(0);
+    assert_eq!(host.pods(), [second.clone()]);
+    let limit = host.podvm(["exec", &second, "--", "cat", "/sys/fs/cgroup/memory.max"]).run();
+    limit.expect_code(0).expect_stdout("67108864\n");
+    Invocation::new("systemctl", ["stop", &unit]).run().expect_code(0);
+    host.gc().expect_code(0);
+    Invocation::new("systemctl", ["reset-failed", &unit]).run();
+}
+
+#[test]
 fn the_first_connection_starts_a_pod_that_is_served_by_its_app() {
     if !Path::new("/run/systemd/system").exists() {
         skip!("needs a host that systemd runs");
