@@ -83,7 +83,7 @@ fn collecting_a_units_earlier_pod_leaves_its_present_one_alone() {
         (pods.len() == 2).then(|| running["uuid"].as_str().unwrap_or_default().to_owned())
     });
     host.gc().expect_code(0);
-    assert_eq!(host.pods(), [second.clone()]);
+    assert_eq!(host.pods(), std::slice::from_ref(&second));
     let limit = host.podvm(["exec", &second, "--", "cat", "/sys/fs/cgroup/memory.max"]).run();
     limit.expect_code(0).expect_stdout("67108864\n");
     Invocation::new("systemctl", ["stop", &unit]).run().expect_code(0);
