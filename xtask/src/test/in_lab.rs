@@ -1,4 +1,4 @@
-//! Tests that boot guests: built on the host, run in the lab one by one, in one boot. Those that hold for pods behind either
+//! Tests that boot guests: built on the host, run in the lab one by one, many in one boot. Those that hold for pods behind either
 //! kind of walls are run once for each; for namespaces also on the host itself.
 //!
 //! An emulated lab has one CPU. So while one thread runs what needs systemd and another what runs on the host itself, each of them

@@ -1,7 +1,7 @@
 //! `cargo xtask test`: everything that must hold, in one command.
 //!
 //! Checks and unit tests run on the host; what needs KVM, cgroup v2 or systemd runs in the lab (on the host itself
-//! where its KVM runs guests), all of it in one boot. The last line is the count.
+//! where its KVM runs guests), many in one boot. The last line is the count.
 
 mod checks;
 mod executables;
