@@ -37,7 +37,7 @@ const LAST_READ: Duration = Duration::from_secs(1);
 const SEND_LIMIT: Duration = Duration::from_secs(10);
 /// How long streams may rest when the apps have ended, and how long they are read at all when the pod was asked to end. Otherwise who
 /// reads slowly is waited for, until a signal comes.
-const READ_OUT_IDLE: Duration = Duration::from_secs(2);
+const READ_OUT_IDLE: Duration = Duration::from_secs(10);
 const READ_OUT_LIMIT: Duration = Duration::from_secs(30);
 /// Shortest time between two records of the apps' states.
 const RECORD_INTERVAL: Duration = Duration::from_millis(200);
