@@ -150,8 +150,8 @@ impl Supervisor {
                 Token::Listener => self.accept(),
                 Token::Connection(id) => self.hear_connection(id, events),
                 Token::Control(id) => self.hear_process(id),
-                Token::Client(id, slot) => self.serve_stream(id, slot, events, PollFlags::empty()),
-                Token::Stream(id, slot) => self.serve_stream(id, slot, PollFlags::empty(), events),
+                Token::Client(id, stream) => self.serve_stream(id, stream, events, PollFlags::empty()),
+                Token::Stream(id, stream) => self.serve_stream(id, stream, PollFlags::empty(), events),
                 Token::Relay(id, end) => self.relays.serve(id, end, events),
             }
         }
@@ -176,8 +176,8 @@ impl Supervisor {
             if let Some(control) = process.control() {
                 watched.push((Token::Control(id), control, PollFlags::IN));
             }
-            for (slot, is_client, fd, flags) in process.stream_interests() {
-                let token = if is_client { Token::Client(id, slot) } else { Token::Stream(id, slot) };
+            for (stream, is_client, fd, flags) in process.stream_interests() {
+                let token = if is_client { Token::Client(id, stream) } else { Token::Stream(id, stream) };
                 watched.push((token, fd, flags));
             }
         }
@@ -300,9 +300,9 @@ impl Supervisor {
         }
     }
 
-    fn serve_stream(&mut self, id: ProcessId, slot: usize, client: PollFlags, process: PollFlags) {
+    fn serve_stream(&mut self, id: ProcessId, stream: usize, client: PollFlags, process: PollFlags) {
         if let Some(owner) = self.processes.get_mut(id) {
-            owner.serve_stream(slot, client, process);
+            owner.serve_stream(stream, client, process);
         }
     }
 
