@@ -234,8 +234,9 @@ impl Supervisor {
     /// Reaps what has ended: the supervisor's own processes, and orphans that came to it as to any first process.
     fn reap(&mut self) {
         while let Some((pid, status)) = crate::sys::process::reap() {
-            if let Some((id, process)) = self.processes.by_pid(pid) {
-                process.ended(status);
+            if let Some((id, process)) = self.processes.by_pid(pid)
+                && process.ended(status)
+            {
                 self.process_changed(id);
             }
         }

@@ -277,11 +277,6 @@ impl Supervisor {
                 app.restarts.started();
                 AppState::Running { pid }
             }
-            State::Ended(_)
-                if app.is_over() || matches!(app.state, AppState::Restarting { .. } if app.restarts.at.is_some()) =>
-            {
-                return;
-            }
             State::Ended(status) => {
                 let oom_killed = app.has_run_out_of_memory();
                 if self.post_stop(index, Ending { status, oom_killed }) {

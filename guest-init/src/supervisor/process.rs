@@ -194,13 +194,15 @@ impl Process {
         let _ = self.signal(Signal::SIGKILL as i32);
     }
 
-    /// The process was reaped.
-    pub fn ended(&mut self, status: ExitStatus) {
+    /// The process was reaped; true when its state has changed by that, as it has not when it said before that it failed.
+    pub fn ended(&mut self, status: ExitStatus) -> bool {
+        let was_over = self.is_over();
         self.reaped = true;
         self.hear();
         if !matches!(self.state, State::Failed { .. }) {
             self.state = State::Ended(status);
         }
+        !was_over
     }
 
     /// The outer end of its terminal.

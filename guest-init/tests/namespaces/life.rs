@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::time::{Duration, Instant};
 
-use podvm_pod::manifest::UserSpec;
+use podvm_pod::manifest::{RestartPolicy, UserSpec};
 use podvm_pod::protocol::{Command, Envelope, Event, Request, SignalTarget, write_frame};
 use podvm_pod::status::{AppState, ExitStatus};
 
@@ -107,6 +107,26 @@ fn stopping_asks_first_and_kills_after_the_grace() {
     assert!(since.elapsed() >= Duration::from_millis(500));
     assert_eq!(report.code, 128 + libc::SIGKILL as u8);
     deaf.farewell();
+}
+
+#[test]
+fn an_app_is_started_again_even_if_its_post_stop_handler_cannot_be() {
+    if cannot_run() {
+        return;
+    }
+    let built = PodBuilder::script("exit 0").app(|app| {
+        app.restart = RestartPolicy::Always;
+        app.post_stop = vec!["/no-such-handler".into()];
+    });
+    let mut pod = built.start();
+    loop {
+        match pod.next() {
+            Event::App(status) if status.restarts == 3 => break,
+            Event::Finished(report) => panic!("{report:?}"),
+            _ => {}
+        }
+    }
+    assert!(pod.notes().contains("app main: its post-stop handler cannot be run"), "{}", pod.notes());
 }
 
 #[test]
