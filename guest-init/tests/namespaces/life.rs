@@ -7,7 +7,7 @@ use podvm_pod::manifest::{RestartPolicy, UserSpec};
 use podvm_pod::protocol::{Command, Envelope, Event, Request, SignalTarget, write_frame};
 use podvm_pod::status::{AppState, ExitStatus};
 
-use crate::pods::{PodBuilder, app, cannot_run, exec_spec, read_all};
+use crate::pods::{Pod, PodBuilder, app, cannot_run, exec_spec, read_all};
 
 #[test]
 fn events_come_in_order_and_the_code_is_the_apps() {
@@ -107,6 +107,41 @@ fn stopping_asks_first_and_kills_after_the_grace() {
     assert!(since.elapsed() >= Duration::from_millis(500));
     assert_eq!(report.code, 128 + libc::SIGKILL as u8);
     deaf.farewell();
+}
+
+#[test]
+fn an_app_that_is_stopped_before_its_program_runs_has_not_failed() {
+    if cannot_run() {
+        return;
+    }
+    let built = PodBuilder::script("sleep 1000").app(|app| app.stop_signal = libc::SIGQUIT);
+    let mut pod = Pod::begin();
+    // In one piece, so that the second is obeyed before the app has set itself up.
+    let mut wire = Vec::new();
+    write_frame(&mut wire, &Command::Run(Box::new(built.spec.clone()))).unwrap();
+    write_frame(&mut wire, &Command::Stop { grace_ms: 30_000 }).unwrap();
+    pod.write_raw(&wire).unwrap();
+    let report = pod.report();
+    let stopped = AppState::Exited { status: ExitStatus::Signaled(libc::SIGQUIT), oom_killed: false };
+    assert_eq!((&report.apps[0].state, report.error.as_deref()), (&stopped, None));
+    assert_eq!(report.code, 128 + libc::SIGQUIT as u8);
+    pod.farewell();
+}
+
+#[test]
+fn an_app_that_is_stopped_while_it_is_started_again_stays_as_it_ended() {
+    if cannot_run() {
+        return;
+    }
+    let mut pod = PodBuilder::script("exit 0").app(|app| app.restart = RestartPolicy::Always).start();
+    while !matches!(pod.next(), Event::App(status) if matches!(status.state, AppState::Restarting { .. })) {}
+    // The first pause is a tenth of a second.
+    std::thread::sleep(Duration::from_millis(105));
+    pod.tell(&Command::Stop { grace_ms: 30_000 });
+    let report = pod.report();
+    let ended = AppState::Exited { status: ExitStatus::Exited(0), oom_killed: false };
+    assert_eq!((&report.apps[0].state, report.code), (&ended, 0));
+    pod.farewell();
 }
 
 #[test]
