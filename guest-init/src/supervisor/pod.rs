@@ -246,6 +246,8 @@ impl Supervisor {
                 Err(error) => changed.push((index, AppState::Failed { message: error.to_string(), code: PODVM_ERROR })),
             }
         }
+        // The apps' processes have copies of their own of what they were launched with.
+        pod.launched_with.places.leave_owners();
         changed.into_iter().for_each(|(index, state)| self.app_changed(index, state));
     }
 
