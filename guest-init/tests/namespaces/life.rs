@@ -4,7 +4,7 @@ use std::io::Write;
 use std::time::{Duration, Instant};
 
 use podvm_pod::manifest::{RestartPolicy, UserSpec};
-use podvm_pod::protocol::{Command, Envelope, Event, Request, SignalTarget, write_frame};
+use podvm_pod::protocol::{Command, Envelope, Event, Request, SignalTarget, StreamKind, write_frame};
 use podvm_pod::status::{AppState, ExitStatus};
 
 use crate::pods::{Pod, PodBuilder, app, cannot_run, exec_spec, read_all};
@@ -174,7 +174,7 @@ fn an_apps_own_stop_signal_is_used() {
     std::thread::sleep(Duration::from_millis(300));
     pod.client.stop(Duration::from_secs(30)).unwrap();
     let main = pod.processes["main"];
-    let output = read_all(pod.client.open_stream(main, podvm_pod::protocol::StreamKind::Stdout).unwrap());
+    let output = read_all(pod.client.open_stream(main, StreamKind::Stdout).unwrap());
     assert_eq!(output.join().unwrap(), "up\nquit\n");
 }
 
@@ -357,4 +357,51 @@ fn more_requests_than_the_bound_are_refused_and_then_served_again() {
         assert!(Instant::now() < until);
         std::thread::sleep(Duration::from_millis(20));
     }
+}
+
+#[test]
+fn commands_are_not_bounded_by_the_descriptors_that_the_supervisor_began_with() {
+    if cannot_run() {
+        return;
+    }
+    let pod = PodBuilder::script("sleep 1000").start().ready();
+    let mut inputs = Vec::new();
+    let mut outputs = Vec::new();
+    for number in 0..40 {
+        let mut spec = exec_spec(&["sh", "-c", "read line; echo $line"]);
+        spec.stdin = true;
+        let process = pod.client.prepare(spec).unwrap();
+        let [stdin, stdout, stderr] = [StreamKind::Stdin, StreamKind::Stdout, StreamKind::Stderr]
+            .map(|kind| pod.client.open_stream(process, kind).unwrap());
+        pod.client.start(process).unwrap();
+        inputs.push((number, stdin));
+        outputs.push((number, read_all(stdout), stderr));
+    }
+    for (number, mut stdin) in inputs {
+        writeln!(stdin, "{number}").unwrap();
+    }
+    for (number, stdout, _) in outputs {
+        assert_eq!(stdout.join().unwrap(), format!("{number}\n"));
+    }
+}
+
+#[test]
+fn connections_beyond_the_descriptors_wait_quietly_and_are_served_later() {
+    if cannot_run() {
+        return;
+    }
+    let pod = PodBuilder::script("sleep 1000").start().ready();
+    let few = libc::rlimit { rlim_cur: 64, rlim_max: 64 };
+    // SAFETY: the limit is valid, and nothing is written.
+    let limited =
+        unsafe { libc::prlimit(pod.supervisor_pid(), libc::RLIMIT_NOFILE, &raw const few, std::ptr::null_mut()) };
+    assert_eq!(limited, 0);
+    let idle: Vec<_> = (0..100).map(|_| pod.connect_raw()).collect();
+    std::thread::sleep(Duration::from_millis(300));
+    let before = pod.cpu_time();
+    std::thread::sleep(Duration::from_secs(2));
+    let used = pod.cpu_time() - before;
+    assert!(used < Duration::from_millis(250), "{used:?}");
+    drop(idle);
+    assert_eq!(pod.client.status().unwrap().len(), 1);
 }
