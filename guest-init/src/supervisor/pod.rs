@@ -314,14 +314,17 @@ impl Supervisor {
             _ => None,
         };
         let process = app.process;
-        if code.is_some_and(|code| code != 0) {
+        let has_failed = code.is_some_and(|code| code != 0);
+        // A pod that is asked to end has its grace already.
+        let is_end = has_failed && !pod.stopping;
+        if has_failed {
             pod.failed.get_or_insert(index);
         }
         self.tell(&Event::App(status));
         if let (Some(signal), Some(process)) = (stop_now, process.and_then(|id| self.processes.get(id))) {
             let _ = process.signal(signal);
         }
-        if code.is_some_and(|code| code != 0) {
+        if is_end {
             self.stop(STOP_GRACE);
         }
     }

@@ -110,6 +110,22 @@ fn stopping_asks_first_and_kills_after_the_grace() {
 }
 
 #[test]
+fn an_app_that_ends_badly_when_asked_leaves_the_others_their_grace() {
+    if cannot_run() {
+        return;
+    }
+    let slow = "trap 'sleep 11; exit 0' TERM; touch /dev/shm/up; while true; do sleep 0.05; done";
+    let hasty = "trap 'exit 1' TERM; touch /dev/shm/up.too; while true; do sleep 0.05; done";
+    let mut pod = PodBuilder::script(slow).with(app("hasty", hasty)).start().ready();
+    assert!(
+        pod.exec(&["sh", "-c", "until [ -e /dev/shm/up -a -e /dev/shm/up.too ]; do sleep 0.05; done"]).0.is_success()
+    );
+    pod.tell(&Command::Stop { grace_ms: 60_000 });
+    let report = pod.report();
+    assert_eq!((report.apps[0].state.exit_code(), report.code), (Some(0), 1));
+}
+
+#[test]
 fn an_app_that_is_stopped_before_its_program_runs_has_not_failed() {
     if cannot_run() {
         return;
