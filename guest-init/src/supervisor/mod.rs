@@ -244,9 +244,10 @@ impl Supervisor {
     /// Reaps what has ended: the supervisor's own processes, and orphans that came to it as to any first process.
     fn reap(&mut self) {
         while let Some((pid, status)) = crate::sys::process::reap() {
-            if let Some((id, process)) = self.processes.by_pid(pid)
-                && process.ended(status)
-            {
+            let Some(id) = self.processes.reaped(pid) else { continue };
+            // Its last reports: a program that ran for a moment was started all the same.
+            self.hear_process(id);
+            if self.processes.get_mut(id).is_some_and(|process| process.ended(status)) {
                 self.process_changed(id);
             }
         }

@@ -194,12 +194,11 @@ impl Process {
         let _ = self.signal(Signal::SIGKILL as i32);
     }
 
-    /// The process was reaped; true when its state has changed by that, as it has not when it said before that it failed.
+    /// The process was reaped, and all its reports were taken; true when its state has changed by that, as it has not when it
+    /// said that it failed.
     pub fn ended(&mut self, status: ExitStatus) -> bool {
         let was_over = self.is_over();
-        self.reaped = true;
-        self.hear();
-        if !matches!(self.state, State::Failed { .. }) {
+        if !was_over {
             self.state = State::Ended(status);
         }
         !was_over
@@ -343,12 +342,11 @@ impl Processes {
         }
     }
 
-    /// The process whose number was just reaped.
-    pub fn by_pid(&mut self, pid: Pid) -> Option<(ProcessId, &mut Process)> {
-        self.table
-            .iter_mut()
-            .find(|(_, process)| process.pid == pid && !process.reaped)
-            .map(|(id, process)| (*id, process))
+    /// The process whose number was just reaped, and from now on may be another's.
+    pub fn reaped(&mut self, pid: Pid) -> Option<ProcessId> {
+        let (id, process) = self.table.iter_mut().find(|(_, process)| process.pid == pid && !process.reaped)?;
+        process.reaped = true;
+        Some(*id)
     }
 
     /// Forgets the exec'd processes that ended longest ago, beyond those that are remembered.
