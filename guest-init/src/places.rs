@@ -42,7 +42,7 @@ pub struct VolumePlace {
     pub path: PathBuf,
     /// Whether nobody may write to it.
     pub read_only: bool,
-    /// The app, by index, whose image says who owns a volume that has just been made.
+    /// The app, by index, whose image says who owns a volume that has just been made, until it is in use.
     pub owned_as_in: Option<usize>,
 }
 
@@ -91,6 +91,11 @@ impl Places {
     /// A volume's place.
     pub fn volume(&self, name: &VolumeName) -> Option<&VolumePlace> {
         self.volumes.get(name)
+    }
+
+    /// The volumes are in use: owner and mode are from now on what the apps make of them.
+    pub fn leave_owners(&mut self) {
+        self.volumes.values_mut().for_each(|volume| volume.owned_as_in = None);
     }
 
     /// The pod's `/dev/shm`.

@@ -89,7 +89,7 @@ impl Link {
         let mut interest = PollFlags::empty();
         interest.set(PollFlags::IN, self.reads_process && self.outward.is_empty());
         interest.set(PollFlags::OUT, !self.inward.is_empty());
-        // A pipe that nobody reads any more reports so without being asked.
+        // A pipe that nobody reads any more, or a terminal that nobody has open, reports so without being asked.
         let asked = !interest.is_empty() || self.kind == StreamKind::Stdin;
         asked.then_some((process.as_fd(), interest))
     }
@@ -169,7 +169,7 @@ impl Link {
 
     fn serve_process(&mut self, events: PollFlags) {
         if self.is_stdin() {
-            if events.intersects(PollFlags::ERR) {
+            if events.intersects(BROKEN) {
                 self.process = None;
                 self.inward.clear();
             }
@@ -261,6 +261,7 @@ fn push(to: BorrowedFd<'_>, buffer: &mut Vec<u8>) -> Alive {
 mod tests {
     use std::io::{Read, Write};
     use std::net::Shutdown;
+    use std::os::fd::FromRawFd;
     use std::os::unix::net::UnixStream;
 
     use rustix::event::{PollFd, Timespec, poll};
@@ -321,6 +322,18 @@ mod tests {
         (Link::new(StreamKind::Stdin, write.into(), ours.into(), early.to_vec(), Vec::new()), read, theirs)
     }
 
+    /// The outer and inner end of a terminal.
+    fn terminal() -> (OwnedFd, OwnedFd) {
+        let (mut outer, mut inner) = (-1, -1);
+        let (name, settings, size) = (std::ptr::null_mut(), std::ptr::null(), std::ptr::null());
+        // SAFETY: both numbers are valid places for an int; nothing else is written or read.
+        assert_eq!(unsafe { libc::openpty(&raw mut outer, &raw mut inner, name, settings, size) }, 0);
+        // SAFETY: the descriptors are new, and nobody else knows of them.
+        let (outer, inner) = unsafe { (OwnedFd::from_raw_fd(outer), OwnedFd::from_raw_fd(inner)) };
+        set_nonblocking(outer.as_fd(), true).unwrap();
+        (outer, inner)
+    }
+
     #[test]
     fn output_arrives_whole_and_then_ends() {
         let (mut link, mut process, mut client) = output();
@@ -373,6 +386,20 @@ mod tests {
     fn input_for_a_process_that_reads_no_more_ends_the_connection() {
         let (mut link, process, mut client) = input(b"");
         drop(process);
+        run_on(&mut link);
+        assert_eq!(client.read(&mut [0; 1]).unwrap(), 0);
+        drop(client);
+        assert_eq!(end(&mut link), Progress::Over);
+    }
+
+    #[test]
+    fn what_is_typed_at_a_terminal_that_nobody_has_open_ends_the_connection() {
+        let (outer, inner) = terminal();
+        let (ours, mut client) = UnixStream::pair().unwrap();
+        set_nonblocking(ours.as_fd(), true).unwrap();
+        let mut link = Link::new(StreamKind::Stdin, outer, ours.into(), b"key".to_vec(), Vec::new());
+        run_on(&mut link);
+        drop(inner);
         run_on(&mut link);
         assert_eq!(client.read(&mut [0; 1]).unwrap(), 0);
         drop(client);

@@ -14,13 +14,12 @@ mod request;
 mod restart;
 
 use std::collections::BTreeMap;
-use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::sys::socket::{SockFlag, accept4};
 use podvm_pod::exit::PODVM_ERROR;
 use podvm_pod::fault::{FaultPoint, reach};
 use podvm_pod::protocol::{Command, Event, FrameError, PROTOCOL_VERSION, ProcessId};
@@ -29,6 +28,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use crate::step::{Step, StepError, note};
+use crate::sys::process::raise_open_files_limit;
+use crate::sys::socket::{accept, set_nonblocking};
 use crate::walls::{Connections, Walls};
 use connection::{Connection, Heard, MAX_CONNECTIONS};
 use framed::Framed;
@@ -40,6 +41,8 @@ use relays::Relays;
 const STOP_GRACE: Duration = Duration::from_secs(10);
 /// Grace given when nobody is left outside who could wait for longer.
 const ORPHAN_GRACE: Duration = Duration::from_secs(2);
+/// How long new connections wait when there is no descriptor, or no memory, for one more.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Why the supervisor cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -86,6 +89,8 @@ pub struct Supervisor {
     walls: Box<dyn Walls>,
     primary: Framed,
     listener: OwnedFd,
+    /// Until when no new connections are taken.
+    accepts_from: Option<Instant>,
     signals: SignalFd,
     connections: BTreeMap<u64, Connection>,
     last_connection: u64,
@@ -103,6 +108,8 @@ impl Supervisor {
     /// # Errors
     /// When signals or connections cannot be set up.
     pub fn new(walls: Box<dyn Walls>, connections: Connections) -> Result<Self, SupervisorError> {
+        // A client takes several. Programs are started with a limit of their own.
+        raise_open_files_limit().step(|| "raise the limit on open files")?;
         let mut taken = SigSet::empty();
         [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT].into_iter().for_each(|signal| taken.add(signal));
         taken.thread_block().step(|| "block signals")?;
@@ -112,11 +119,12 @@ impl Supervisor {
         reach(FaultPoint::SupervisorBegun);
         primary.send(&Event::Hello { protocol: PROTOCOL_VERSION })?;
         reach(FaultPoint::SupervisorGreeted);
-        crate::sys::socket::set_nonblocking(connections.listener.as_fd(), true).step(|| "use the listening socket")?;
+        set_nonblocking(connections.listener.as_fd(), true).step(|| "use the listening socket")?;
         Ok(Self {
             walls,
             primary,
             listener: connections.listener,
+            accepts_from: None,
             signals,
             connections: BTreeMap::new(),
             last_connection: 0,
@@ -150,8 +158,8 @@ impl Supervisor {
                 Token::Listener => self.accept(),
                 Token::Connection(id) => self.hear_connection(id, events),
                 Token::Control(id) => self.hear_process(id),
-                Token::Client(id, slot) => self.serve_stream(id, slot, events, PollFlags::empty()),
-                Token::Stream(id, slot) => self.serve_stream(id, slot, PollFlags::empty(), events),
+                Token::Client(id, stream) => self.serve_stream(id, stream, events, PollFlags::empty()),
+                Token::Stream(id, stream) => self.serve_stream(id, stream, PollFlags::empty(), events),
                 Token::Relay(id, end) => self.relays.serve(id, end, events),
             }
         }
@@ -161,10 +169,10 @@ impl Supervisor {
     }
 
     fn wait(&self) -> io::Result<Vec<(Token, PollFlags)>> {
-        let mut watched = vec![
-            (Token::Signals, self.signals.as_fd(), PollFlags::IN),
-            (Token::Listener, self.listener.as_fd(), PollFlags::IN),
-        ];
+        let mut watched = vec![(Token::Signals, self.signals.as_fd(), PollFlags::IN)];
+        if self.accepts_from.is_none() {
+            watched.push((Token::Listener, self.listener.as_fd(), PollFlags::IN));
+        }
         if !self.primary.interest().is_empty() {
             watched.push((Token::Primary, self.primary.as_fd(), self.primary.interest()));
         }
@@ -176,8 +184,8 @@ impl Supervisor {
             if let Some(control) = process.control() {
                 watched.push((Token::Control(id), control, PollFlags::IN));
             }
-            for (slot, is_client, fd, flags) in process.stream_interests() {
-                let token = if is_client { Token::Client(id, slot) } else { Token::Stream(id, slot) };
+            for (stream, is_client, fd, flags) in process.stream_interests() {
+                let token = if is_client { Token::Client(id, stream) } else { Token::Stream(id, stream) };
                 watched.push((token, fd, flags));
             }
         }
@@ -197,6 +205,7 @@ impl Supervisor {
         let of_pod = self.pod.as_ref().and_then(RunningPod::next_deadline);
         let next = of_pod
             .into_iter()
+            .chain(self.accepts_from)
             .chain(self.connections.values().filter_map(Connection::deadline))
             .chain(self.processes.iter().filter_map(|(_, process)| process.start_by()))
             .min()?;
@@ -207,6 +216,7 @@ impl Supervisor {
 
     fn check_deadlines(&mut self) {
         let now = Instant::now();
+        self.accepts_from.take_if(|from| *from <= now);
         self.connections.retain(|_, connection| connection.deadline().is_none_or(|until| until > now));
         for (_, process) in self.processes.iter().filter(|(_, process)| process.start_by().is_some_and(|by| by <= now))
         {
@@ -234,8 +244,10 @@ impl Supervisor {
     /// Reaps what has ended: the supervisor's own processes, and orphans that came to it as to any first process.
     fn reap(&mut self) {
         while let Some((pid, status)) = crate::sys::process::reap() {
-            if let Some((id, process)) = self.processes.by_pid(pid) {
-                process.ended(status);
+            let Some(id) = self.processes.reaped(pid) else { continue };
+            // Its last reports: a program that ran for a moment was started all the same.
+            self.hear_process(id);
+            if self.processes.get_mut(id).is_some_and(|process| process.ended(status)) {
                 self.process_changed(id);
             }
         }
@@ -271,18 +283,30 @@ impl Supervisor {
     }
 
     fn accept(&mut self) {
-        while let Ok(fd) = accept4(self.listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK) {
-            // SAFETY: the descriptor is new, and nobody else knows of it.
-            let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-            let Some(mut connection) = Connection::new(socket, self.walls.is_greeted()) else { continue };
-            if self.connections.len() >= MAX_CONNECTIONS {
-                let message = format!("there are {MAX_CONNECTIONS} requests under way; try again when some are done");
-                connection.answer(&connection::refusal(message));
-                continue;
+        loop {
+            match accept(self.listener.as_fd()).map_err(|error| error.kind()) {
+                Ok(socket) => self.take_connection(socket),
+                Err(ErrorKind::WouldBlock) => return,
+                // A client that has gone already.
+                Err(ErrorKind::ConnectionAborted | ErrorKind::Interrupted) => {}
+                Err(_) => {
+                    // The connection waits on, and poll(2) would tell so at once, again and again.
+                    self.accepts_from = Some(Instant::now() + ACCEPT_PAUSE);
+                    return;
+                }
             }
-            self.last_connection += 1;
-            self.connections.insert(self.last_connection, connection);
         }
+    }
+
+    fn take_connection(&mut self, socket: OwnedFd) {
+        let Some(mut connection) = Connection::new(socket, self.walls.is_greeted()) else { return };
+        if self.connections.len() >= MAX_CONNECTIONS {
+            let message = format!("there are {MAX_CONNECTIONS} requests under way; try again when some are done");
+            connection.answer(&connection::refusal(message));
+            return;
+        }
+        self.last_connection += 1;
+        self.connections.insert(self.last_connection, connection);
     }
 
     fn hear_connection(&mut self, id: u64, events: PollFlags) {
@@ -300,9 +324,9 @@ impl Supervisor {
         }
     }
 
-    fn serve_stream(&mut self, id: ProcessId, slot: usize, client: PollFlags, process: PollFlags) {
+    fn serve_stream(&mut self, id: ProcessId, stream: usize, client: PollFlags, process: PollFlags) {
         if let Some(owner) = self.processes.get_mut(id) {
-            owner.serve_stream(slot, client, process);
+            owner.serve_stream(stream, client, process);
         }
     }
 

@@ -7,7 +7,7 @@ use podvm_pod::exit::PODVM_ERROR;
 use podvm_pod::fault::{FaultPoint, reach};
 use podvm_pod::manifest::{App, AppName};
 use podvm_pod::protocol::{Event, PodSpec, ProcessId};
-use podvm_pod::status::{AppState, AppStats, AppStatus, PodReport};
+use podvm_pod::status::{AppState, AppStats, AppStatus, ExitStatus, PodReport};
 
 use super::ending::Ending;
 use super::health::Watch;
@@ -246,6 +246,8 @@ impl Supervisor {
                 Err(error) => changed.push((index, AppState::Failed { message: error.to_string(), code: PODVM_ERROR })),
             }
         }
+        // The apps' processes have copies of their own of what they were launched with.
+        pod.launched_with.places.leave_owners();
         changed.into_iter().for_each(|(index, state)| self.app_changed(index, state));
     }
 
@@ -264,6 +266,10 @@ impl Supervisor {
     fn main_changed(&mut self, id: ProcessId, index: usize, state: State, pid: i32) {
         let Some(pod) = &mut self.pod else { return };
         let app = &mut pod.apps[index];
+        if app.is_over() {
+            // It was killed on its way to its program.
+            return;
+        }
         if app.ending.is_some() {
             return self.post_stop_changed(id, index, state);
         }
@@ -277,11 +283,6 @@ impl Supervisor {
                 app.restarts.started();
                 AppState::Running { pid }
             }
-            State::Ended(_)
-                if app.is_over() || matches!(app.state, AppState::Restarting { .. } if app.restarts.at.is_some()) =>
-            {
-                return;
-            }
             State::Ended(status) => {
                 let oom_killed = app.has_run_out_of_memory();
                 if self.post_stop(index, Ending { status, oom_killed }) {
@@ -294,7 +295,7 @@ impl Supervisor {
         let app = self.pod.as_ref().map(|pod| &pod.apps[index]);
         // Another life that ended as the one before is news, too.
         let is_news = |app: &RunningApp| next != app.state || matches!(next, AppState::Restarting { .. });
-        if app.is_some_and(|app| is_news(app) && !app.is_over()) {
+        if app.is_some_and(is_news) {
             self.app_changed(index, next);
         }
     }
@@ -313,14 +314,17 @@ impl Supervisor {
             _ => None,
         };
         let process = app.process;
-        if code.is_some_and(|code| code != 0) {
+        let has_failed = code.is_some_and(|code| code != 0);
+        // A pod that is asked to end has its grace already.
+        let is_end = has_failed && !pod.stopping;
+        if has_failed {
             pod.failed.get_or_insert(index);
         }
         self.tell(&Event::App(status));
         if let (Some(signal), Some(process)) = (stop_now, process.and_then(|id| self.processes.get(id))) {
             let _ = process.signal(signal);
         }
-        if code.is_some_and(|code| code != 0) {
+        if is_end {
             self.stop(STOP_GRACE);
         }
     }
@@ -394,6 +398,7 @@ impl Supervisor {
             return;
         }
         self.forget_restarts();
+        self.end_unstarted();
         self.let_apps_go_on();
         let Some(pod) = &self.pod else { return };
         reach(FaultPoint::SupervisorStopping);
@@ -401,7 +406,8 @@ impl Supervisor {
         for app in pod.apps.iter().filter(|app| app.ending.is_none()) {
             let Some(process) = app.process.and_then(|id| self.processes.get(id)) else { continue };
             match process.state {
-                State::SettingUp | State::Prepared => process.kill(),
+                // Killed above.
+                State::SettingUp | State::Prepared => {}
                 // Asked as soon as it runs.
                 State::Starting => {}
                 State::Running => {
@@ -412,6 +418,25 @@ impl Supervisor {
                 State::Ended(_) | State::Failed { .. } => {}
             }
         }
+    }
+
+    /// Apps that are on the way to their program have nobody to ask, and end at once: as their last life did, or, with none
+    /// before, by the signal that asks an app to end.
+    fn end_unstarted(&mut self) {
+        let Some(pod) = &self.pod else { return };
+        let mut ended = Vec::new();
+        for (index, app) in pod.apps.iter().enumerate().filter(|(_, app)| !app.is_over() && app.ending.is_none()) {
+            let Some(process) = app.process.and_then(|id| self.processes.get(id)) else { continue };
+            if matches!(process.state, State::SettingUp | State::Prepared) {
+                process.kill();
+                let status = match app.state {
+                    AppState::Restarting { status } => status,
+                    _ => ExitStatus::Signaled(app.stop_signal),
+                };
+                ended.push((index, AppState::Exited { status, oom_killed: false }));
+            }
+        }
+        ended.into_iter().for_each(|(index, state)| self.app_changed(index, state));
     }
 
     /// Apps that are held still could not end.
@@ -429,6 +454,7 @@ impl Supervisor {
         pod.stopping = true;
         pod.kill_at = None;
         self.forget_restarts();
+        self.end_unstarted();
         self.let_apps_go_on();
         let Some(pod) = &self.pod else { return };
         for app in pod.apps.iter().filter(|app| !app.is_over()) {

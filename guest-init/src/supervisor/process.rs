@@ -58,7 +58,9 @@ pub struct Process {
     pid: Pid,
     pidfd: OwnedFd,
     control: Option<OwnedFd>,
-    streams: Vec<(StreamKind, Stream)>,
+    /// By number. None is used twice, so that what poll(2) has told of one stream is never taken for another's.
+    streams: BTreeMap<usize, (StreamKind, Stream)>,
+    last_stream: usize,
     terminal: Option<OwnedFd>,
     start_by: Option<Instant>,
     reaped: bool,
@@ -69,21 +71,28 @@ impl Process {
         let Launched { pid, pidfd, control, pipes } = launched;
         let pipes =
             [(StreamKind::Stdin, pipes.stdin), (StreamKind::Stdout, pipes.stdout), (StreamKind::Stderr, pipes.stderr)];
-        let streams = pipes.into_iter().filter_map(|(kind, pipe)| Some((kind, Stream::Waiting(pipe?)))).collect();
-        let start_by = (!main).then(|| Instant::now() + START_WITHIN);
-        let control = Some(control);
-        Self {
+        let mut process = Self {
             app,
             main,
             state: State::SettingUp,
             pid,
             pidfd,
-            control,
-            streams,
+            control: Some(control),
+            streams: BTreeMap::new(),
+            last_stream: 0,
             terminal: None,
-            start_by,
+            start_by: (!main).then(|| Instant::now() + START_WITHIN),
             reaped: false,
+        };
+        for (kind, pipe) in pipes {
+            pipe.into_iter().for_each(|pipe| process.add_stream(kind, Stream::Waiting(pipe)));
         }
+        process
+    }
+
+    fn add_stream(&mut self, kind: StreamKind, stream: Stream) {
+        self.last_stream += 1;
+        self.streams.insert(self.last_stream, (kind, stream));
     }
 
     /// Its number, as the supervisor sees it.
@@ -154,7 +163,7 @@ impl Process {
         match set_up() {
             Ok(copy) => {
                 self.terminal = Some(copy);
-                self.streams.push((StreamKind::Terminal, Stream::Waiting(outer)));
+                self.add_stream(StreamKind::Terminal, Stream::Waiting(outer));
             }
             Err(error) => self.fail(&format!("its terminal cannot be used: {error}")),
         }
@@ -185,13 +194,14 @@ impl Process {
         let _ = self.signal(Signal::SIGKILL as i32);
     }
 
-    /// The process was reaped.
-    pub fn ended(&mut self, status: ExitStatus) {
-        self.reaped = true;
-        self.hear();
-        if !matches!(self.state, State::Failed { .. }) {
+    /// The process was reaped, and all its reports were taken; true when its state has changed by that, as it has not when it
+    /// said that it failed.
+    pub fn ended(&mut self, status: ExitStatus) -> bool {
+        let was_over = self.is_over();
+        if !was_over {
             self.state = State::Ended(status);
         }
+        !was_over
     }
 
     /// The outer end of its terminal.
@@ -201,9 +211,8 @@ impl Process {
 
     /// Whether it has a stream of this kind that nobody has opened yet; else why not, as a sentence.
     pub fn check_stream(&self, kind: StreamKind) -> Result<usize, String> {
-        let found = self.streams.iter().position(|(other, _)| *other == kind);
-        match found.map(|slot| (slot, &self.streams[slot].1)) {
-            Some((slot, Stream::Waiting(_))) => Ok(slot),
+        match self.streams.iter().find(|(_, (other, _))| *other == kind) {
+            Some((number, (_, Stream::Waiting(_)))) => Ok(*number),
             Some(_) => Err(format!("{} was opened before; each stream can be opened once", name(kind))),
             None => Err(format!("this process has no {}", name(kind))),
         }
@@ -222,14 +231,14 @@ impl Process {
         let Some(terminal) = &self.terminal else { return Ok(()) };
         let (client, inward, outward) = client.into_parts();
         let link = Link::new(StreamKind::Stdin, terminal.try_clone()?, client, inward, outward);
-        self.streams.retain(|(kind, stream)| *kind != StreamKind::Stdin || !matches!(stream, Stream::Ended));
-        self.streams.push((StreamKind::Stdin, Stream::Linked(link)));
+        self.streams.retain(|_, (kind, stream)| *kind != StreamKind::Stdin || !matches!(stream, Stream::Ended));
+        self.add_stream(StreamKind::Stdin, Stream::Linked(link));
         Ok(())
     }
 
     /// Nobody wants its output.
     pub fn ignore_output(&mut self) {
-        for (_, stream) in self.streams.iter_mut().filter(|(kind, _)| *kind != StreamKind::Stdin) {
+        for (_, stream) in self.streams.values_mut().filter(|(kind, _)| *kind != StreamKind::Stdin) {
             if let Stream::Waiting(source) = std::mem::replace(stream, Stream::Ended) {
                 *stream = Stream::Draining(source);
             }
@@ -237,30 +246,30 @@ impl Process {
     }
 
     /// Ties a stream, found by [`Self::check_stream`], to a client.
-    pub fn attach(&mut self, slot: usize, client: Framed) {
-        let (kind, stream) = &mut self.streams[slot];
+    pub fn attach(&mut self, number: usize, client: Framed) {
+        let Some((kind, stream)) = self.streams.get_mut(&number) else { return };
         if let Stream::Waiting(process) = std::mem::replace(stream, Stream::Ended) {
             let (client, inward, outward) = client.into_parts();
             *stream = Stream::Linked(Link::new(*kind, process, client, inward, outward));
         }
     }
 
-    /// What to poll its streams for: the stream's place, and whether the client's end of it.
+    /// What to poll its streams for: the stream's number, and whether the client's end of it.
     pub fn stream_interests(&self) -> impl Iterator<Item = (usize, bool, BorrowedFd<'_>, PollFlags)> {
-        self.streams.iter().enumerate().flat_map(|(slot, (_, stream))| {
+        self.streams.iter().flat_map(|(number, (_, stream))| {
             let (client, process) = match stream {
                 Stream::Linked(link) => (link.client_interest(), link.process_interest()),
                 Stream::Draining(process) => (None, Some((process.as_fd(), PollFlags::IN))),
                 Stream::Waiting(_) | Stream::Ended => (None, None),
             };
-            let client = client.map(|(fd, flags)| (slot, true, fd, flags));
-            client.into_iter().chain(process.map(|(fd, flags)| (slot, false, fd, flags)))
+            let client = client.map(|(fd, flags)| (*number, true, fd, flags));
+            client.into_iter().chain(process.map(|(fd, flags)| (*number, false, fd, flags)))
         })
     }
 
-    /// Moves a stream on after poll(2) has reported one of its ends.
-    pub fn serve_stream(&mut self, slot: usize, client: PollFlags, process: PollFlags) {
-        let stream = &mut self.streams[slot].1;
+    /// Moves a stream on after poll(2) has reported one of its ends, unless it is forgotten meanwhile.
+    pub fn serve_stream(&mut self, number: usize, client: PollFlags, process: PollFlags) {
+        let Some((_, stream)) = self.streams.get_mut(&number) else { return };
         match stream {
             Stream::Linked(link) => match link.advance(client, process) {
                 Progress::Going => {}
@@ -333,12 +342,11 @@ impl Processes {
         }
     }
 
-    /// The process whose number was just reaped.
-    pub fn by_pid(&mut self, pid: Pid) -> Option<(ProcessId, &mut Process)> {
-        self.table
-            .iter_mut()
-            .find(|(_, process)| process.pid == pid && !process.reaped)
-            .map(|(id, process)| (*id, process))
+    /// The process whose number was just reaped, and from now on may be another's.
+    pub fn reaped(&mut self, pid: Pid) -> Option<ProcessId> {
+        let (id, process) = self.table.iter_mut().find(|(_, process)| process.pid == pid && !process.reaped)?;
+        process.reaped = true;
+        Some(*id)
     }
 
     /// Forgets the exec'd processes that ended longest ago, beyond those that are remembered.
@@ -348,5 +356,51 @@ impl Processes {
         for id in over.iter().take(over.len().saturating_sub(MAX_REMEMBERED)) {
             self.table.remove(id);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+    use crate::app::child::Pipes;
+    use crate::sys::socket::message_pair;
+
+    /// A process with a terminal, and the terminal's inner end.
+    fn with_terminal() -> (Process, UnixStream) {
+        let (control, _) = message_pair().unwrap();
+        let (outer, inner) = UnixStream::pair().unwrap();
+        let pidfd = std::fs::File::open("/dev/null").unwrap().into();
+        let mut process = Process::new(0, true, Launched { pid: Pid::this(), pidfd, control, pipes: Pipes::default() });
+        process.add_terminal(outer.into());
+        (process, inner)
+    }
+
+    /// Has another client type at the terminal; its stream's number and the client's end.
+    fn attach_keys(process: &mut Process) -> (usize, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        process.attach_keys(Framed::new(ours.into()).unwrap()).unwrap();
+        (process.stream_interests().map(|(number, ..)| number).max().unwrap(), theirs)
+    }
+
+    #[test]
+    fn what_happens_to_a_stream_stays_its_own_when_others_come_and_go() {
+        let (mut process, mut terminal) = with_terminal();
+        let (leaves, first) = attach_keys(&mut process);
+        let (stays, mut second) = attach_keys(&mut process);
+        drop(first);
+        // The end of its input, and then the end of the connection.
+        process.serve_stream(leaves, PollFlags::IN, PollFlags::empty());
+        process.serve_stream(leaves, PollFlags::IN, PollFlags::empty());
+        second.write_all(b"typed").unwrap();
+        let (new, _third) = attach_keys(&mut process);
+        assert!(new != leaves && new != stays);
+        process.serve_stream(leaves, PollFlags::IN, PollFlags::HUP);
+        process.serve_stream(stays, PollFlags::IN, PollFlags::empty());
+        let mut text = [0; 5];
+        terminal.read_exact(&mut text).unwrap();
+        assert_eq!(&text, b"typed");
     }
 }

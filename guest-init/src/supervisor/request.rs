@@ -75,13 +75,13 @@ impl Supervisor {
         if self.process(id)?.has_keys(stream) {
             return self.attach_keys(connection, id);
         }
-        let slot = self.process(id)?.check_stream(stream)?;
+        let number = self.process(id)?.check_stream(stream)?;
         let Some(mut client) = self.connections.remove(&connection) else { return Ok(()) };
         client.announce_stream();
         if let Some(process) = self.processes.get_mut(id) {
-            process.attach(slot, client.into_framed());
+            process.attach(number, client.into_framed());
             // What the client sent along with its request is not announced by poll(2).
-            process.serve_stream(slot, rustix::event::PollFlags::empty(), rustix::event::PollFlags::empty());
+            process.serve_stream(number, rustix::event::PollFlags::empty(), rustix::event::PollFlags::empty());
         }
         Ok(())
     }

@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::Pid;
 use podvm_pod::status::ExitStatus;
 
@@ -110,6 +111,15 @@ pub unsafe fn close_all_but(keep: &[RawFd]) -> io::Result<()> {
 pub fn close_on_exec_from(first: RawFd) -> io::Result<()> {
     // SAFETY: sets a flag only.
     check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) }).map(drop)
+}
+
+/// Lets the calling process have as many descriptors as it may give itself.
+///
+/// # Errors
+/// Those of setrlimit(2).
+pub fn raise_open_files_limit() -> io::Result<()> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    Ok(setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?)
 }
 
 /// Gives every signal its default action and lets all through, as a program expects to find it.

@@ -3,6 +3,7 @@
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::PathBuf;
 
+use podvm_pod::manifest::RestartPolicy;
 use podvm_pod::protocol::{DnsSpec, HostsEntry, VolumeSource, WritableSource};
 
 use crate::pods::{PodBuilder, app, cannot_run};
@@ -124,6 +125,29 @@ fn an_empty_volume_is_shared_and_owned_as_in_the_image() {
             .with(app("other", "echo hello >/elsewhere/said.new; mv /elsewhere/said.new /elsewhere/said"))
             .mount("shared", "/elsewhere", false);
     assert_eq!(pod.outcome().ok(), "hello\n1000 1001 750");
+}
+
+#[test]
+fn what_an_app_makes_of_an_empty_volumes_owner_stays_when_it_is_started_again() {
+    if cannot_run() {
+        return;
+    }
+    let log = "stat -c '%u %a' /data >>/data/log";
+    let script =
+        format!("{log}; chown 1000 /data; chmod 700 /data; test -e /data/again || {{ touch /data/again; exit 1; }}");
+    let mut pod = PodBuilder::script(&script)
+        .app(|app| {
+            app.restart = RestartPolicy::OnFailure { most: None };
+            app.post_stop = ["/bin/sh", "-c", log].map(str::to_owned).into();
+        })
+        .layer("place", |dir| std::fs::create_dir(dir.join("data")).unwrap())
+        .volume("data", VolumeSource::Empty, false)
+        .mount("data", "/data", false);
+    std::fs::create_dir(pod.path("writable")).unwrap();
+    pod.spec.writable = WritableSource::Directory(pod.path("writable"));
+    assert_eq!(pod.outcome().report.code, 0);
+    let log = std::fs::read_to_string(pod.path("writable/volumes/data/log")).unwrap();
+    assert_eq!(log, "0 755\n1000 700\n1000 700\n1000 700\n");
 }
 
 #[test]

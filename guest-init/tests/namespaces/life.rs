@@ -3,11 +3,11 @@
 use std::io::Write;
 use std::time::{Duration, Instant};
 
-use podvm_pod::manifest::UserSpec;
-use podvm_pod::protocol::{Command, Envelope, Event, Request, SignalTarget, write_frame};
+use podvm_pod::manifest::{RestartPolicy, UserSpec};
+use podvm_pod::protocol::{Command, Envelope, Event, Request, SignalTarget, StreamKind, write_frame};
 use podvm_pod::status::{AppState, ExitStatus};
 
-use crate::pods::{PodBuilder, app, cannot_run, exec_spec, read_all};
+use crate::pods::{Pod, PodBuilder, app, cannot_run, exec_spec, read_all};
 
 #[test]
 fn events_come_in_order_and_the_code_is_the_apps() {
@@ -110,6 +110,77 @@ fn stopping_asks_first_and_kills_after_the_grace() {
 }
 
 #[test]
+fn an_app_that_ends_badly_when_asked_leaves_the_others_their_grace() {
+    if cannot_run() {
+        return;
+    }
+    let slow = "trap 'sleep 11; exit 0' TERM; touch /dev/shm/up; while true; do sleep 0.05; done";
+    let hasty = "trap 'exit 1' TERM; touch /dev/shm/up.too; while true; do sleep 0.05; done";
+    let mut pod = PodBuilder::script(slow).with(app("hasty", hasty)).start().ready();
+    assert!(
+        pod.exec(&["sh", "-c", "until [ -e /dev/shm/up -a -e /dev/shm/up.too ]; do sleep 0.05; done"]).0.is_success()
+    );
+    pod.tell(&Command::Stop { grace_ms: 60_000 });
+    let report = pod.report();
+    assert_eq!((report.apps[0].state.exit_code(), report.code), (Some(0), 1));
+}
+
+#[test]
+fn an_app_that_is_stopped_before_its_program_runs_has_not_failed() {
+    if cannot_run() {
+        return;
+    }
+    let built = PodBuilder::script("sleep 1000").app(|app| app.stop_signal = libc::SIGQUIT);
+    let mut pod = Pod::begin();
+    // In one piece, so that the second is obeyed before the app has set itself up.
+    let mut wire = Vec::new();
+    write_frame(&mut wire, &Command::Run(Box::new(built.spec.clone()))).unwrap();
+    write_frame(&mut wire, &Command::Stop { grace_ms: 30_000 }).unwrap();
+    pod.write_raw(&wire).unwrap();
+    let report = pod.report();
+    let stopped = AppState::Exited { status: ExitStatus::Signaled(libc::SIGQUIT), oom_killed: false };
+    assert_eq!((&report.apps[0].state, report.error.as_deref()), (&stopped, None));
+    assert_eq!(report.code, 128 + libc::SIGQUIT as u8);
+    pod.farewell();
+}
+
+#[test]
+fn an_app_that_is_stopped_while_it_is_started_again_stays_as_it_ended() {
+    if cannot_run() {
+        return;
+    }
+    let mut pod = PodBuilder::script("exit 0").app(|app| app.restart = RestartPolicy::Always).start();
+    while !matches!(pod.next(), Event::App(status) if matches!(status.state, AppState::Restarting { .. })) {}
+    // The first pause is a tenth of a second.
+    std::thread::sleep(Duration::from_millis(105));
+    pod.tell(&Command::Stop { grace_ms: 30_000 });
+    let report = pod.report();
+    let ended = AppState::Exited { status: ExitStatus::Exited(0), oom_killed: false };
+    assert_eq!((&report.apps[0].state, report.code), (&ended, 0));
+    pod.farewell();
+}
+
+#[test]
+fn an_app_is_started_again_even_if_its_post_stop_handler_cannot_be() {
+    if cannot_run() {
+        return;
+    }
+    let built = PodBuilder::script("exit 0").app(|app| {
+        app.restart = RestartPolicy::Always;
+        app.post_stop = vec!["/no-such-handler".into()];
+    });
+    let mut pod = built.start();
+    loop {
+        match pod.next() {
+            Event::App(status) if status.restarts == 3 => break,
+            Event::Finished(report) => panic!("{report:?}"),
+            _ => {}
+        }
+    }
+    assert!(pod.notes().contains("app main: its post-stop handler cannot be run"), "{}", pod.notes());
+}
+
+#[test]
 fn an_apps_own_stop_signal_is_used() {
     if cannot_run() {
         return;
@@ -119,7 +190,7 @@ fn an_apps_own_stop_signal_is_used() {
     std::thread::sleep(Duration::from_millis(300));
     pod.client.stop(Duration::from_secs(30)).unwrap();
     let main = pod.processes["main"];
-    let output = read_all(pod.client.open_stream(main, podvm_pod::protocol::StreamKind::Stdout).unwrap());
+    let output = read_all(pod.client.open_stream(main, StreamKind::Stdout).unwrap());
     assert_eq!(output.join().unwrap(), "up\nquit\n");
 }
 
@@ -302,4 +373,51 @@ fn more_requests_than_the_bound_are_refused_and_then_served_again() {
         assert!(Instant::now() < until);
         std::thread::sleep(Duration::from_millis(20));
     }
+}
+
+#[test]
+fn commands_are_not_bounded_by_the_descriptors_that_the_supervisor_began_with() {
+    if cannot_run() {
+        return;
+    }
+    let pod = PodBuilder::script("sleep 1000").start().ready();
+    let mut inputs = Vec::new();
+    let mut outputs = Vec::new();
+    for number in 0..40 {
+        let mut spec = exec_spec(&["sh", "-c", "read line; echo $line"]);
+        spec.stdin = true;
+        let process = pod.client.prepare(spec).unwrap();
+        let [stdin, stdout, stderr] = [StreamKind::Stdin, StreamKind::Stdout, StreamKind::Stderr]
+            .map(|kind| pod.client.open_stream(process, kind).unwrap());
+        pod.client.start(process).unwrap();
+        inputs.push((number, stdin));
+        outputs.push((number, read_all(stdout), stderr));
+    }
+    for (number, mut stdin) in inputs {
+        writeln!(stdin, "{number}").unwrap();
+    }
+    for (number, stdout, _) in outputs {
+        assert_eq!(stdout.join().unwrap(), format!("{number}\n"));
+    }
+}
+
+#[test]
+fn connections_beyond_the_descriptors_wait_quietly_and_are_served_later() {
+    if cannot_run() {
+        return;
+    }
+    let pod = PodBuilder::script("sleep 1000").start().ready();
+    let few = libc::rlimit { rlim_cur: 64, rlim_max: 64 };
+    // SAFETY: the limit is valid, and nothing is written.
+    let limited =
+        unsafe { libc::prlimit(pod.supervisor_pid(), libc::RLIMIT_NOFILE, &raw const few, std::ptr::null_mut()) };
+    assert_eq!(limited, 0);
+    let idle: Vec<_> = (0..100).map(|_| pod.connect_raw()).collect();
+    std::thread::sleep(Duration::from_millis(300));
+    let before = pod.cpu_time();
+    std::thread::sleep(Duration::from_secs(2));
+    let used = pod.cpu_time() - before;
+    assert!(used < Duration::from_millis(250), "{used:?}");
+    drop(idle);
+    assert_eq!(pod.client.status().unwrap().len(), 1);
 }

@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use podvm_pod::client::SupervisorClient;
 use podvm_pod::protocol::{
     Command, Event, ExecSpec, FrameError, PROTOCOL_VERSION, PodSpec, ProcessId, StreamKind, read_frame, write_frame,
@@ -27,6 +28,9 @@ pub use build::{PodBuilder, app};
 
 /// Longest that anything may take; an emulated machine is slow.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Descriptors a supervisor begins with: fewer than a login shell's 1024, so that tests meet the limit.
+const OPEN_FILES: u64 = 256;
 
 /// Why this machine cannot run the tests, if it cannot.
 pub fn cannot_run() -> bool {
@@ -117,9 +121,11 @@ impl Pod {
             .env("LEAKED", "from the host")
             .stdin(Stdio::null())
             .stderr(std::fs::File::create(&notes).unwrap());
-        // SAFETY: fcntl is safe between fork and exec.
+        // SAFETY: fcntl, getrlimit and setrlimit are safe between fork and exec.
         unsafe {
             program.pre_exec(move || {
+                let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+                setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES.min(hard), hard)?;
                 fds.iter().for_each(|fd| {
                     libc::fcntl(*fd, libc::F_SETFD, 0);
                 });
@@ -224,6 +230,22 @@ impl Pod {
     /// Hangs the primary connection up.
     pub fn hang_up(&mut self) {
         self.primary = None;
+    }
+
+    /// The supervisor's PID here.
+    pub fn supervisor_pid(&self) -> i32 {
+        let id = self.supervisor.id();
+        let children = std::fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap();
+        children.trim().parse().unwrap()
+    }
+
+    /// CPU time that the supervisor has used.
+    pub fn cpu_time(&self) -> Duration {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.supervisor_pid())).unwrap();
+        let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+        // utime and stime, fields 14 and 15 of proc_pid_stat(5), in hundredths of a second.
+        let ticks: u64 = fields[11..13].iter().map(|field| field.parse::<u64>().unwrap()).sum();
+        Duration::from_millis(ticks * 10)
     }
 
     /// Waits for the supervisor's own end.
