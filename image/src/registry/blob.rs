@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::sleep;
 
@@ -24,13 +25,26 @@ pub struct RemoteBlob {
     pub(crate) digest: Digest,
     pub(crate) size: u64,
     /// Where what has arrived is kept, if it is.
-    pub(crate) kept: Option<Arc<File>>,
+    pub(crate) kept: Option<Arc<Kept>>,
+}
+
+/// The file in which what has arrived of a layer is kept.
+#[derive(Debug)]
+pub(crate) struct Kept {
+    file: File,
+    path: PathBuf,
+}
+
+impl Kept {
+    fn error(&self, source: io::Error) -> RegistryError {
+        RegistryError::Kept { path: self.path.clone(), source }
+    }
 }
 
 impl RemoteBlob {
     /// Its bytes, from the first on.
     pub fn open(&self) -> BlobReader {
-        let kept = self.kept.as_ref().and_then(|file| file.metadata().ok()).map_or(0, |metadata| metadata.len());
+        let kept = self.kept.as_ref().and_then(|kept| kept.file.metadata().ok()).map_or(0, |metadata| metadata.len());
         BlobReader {
             blob: self.clone(),
             done: 0,
@@ -43,9 +57,9 @@ impl RemoteBlob {
         }
     }
 
-    /// The same, but what arrives is kept in `file`, and what is there already is not fetched.
-    pub(crate) fn keeping(&self, file: File) -> Self {
-        Self { kept: Some(Arc::new(file)), ..self.clone() }
+    /// The same, but what arrives is kept in `file`, which is at `path`, and what is there already is not fetched.
+    pub(crate) fn keeping(&self, file: File, path: PathBuf) -> Self {
+        Self { kept: Some(Arc::new(Kept { file, path })), ..self.clone() }
     }
 
     fn name(&self) -> String {
@@ -79,14 +93,9 @@ impl Read for BlobReader {
         if most == 0 {
             return Ok(0);
         }
-        if let Some(file) = self.blob.kept.as_ref().filter(|_| self.done < self.kept) {
+        if self.done < self.kept {
             let most = usize::try_from(self.kept - self.done).unwrap_or(usize::MAX).min(most);
-            let n = file.read_at(&mut buffer[..most], self.done)?;
-            self.done += n as u64;
-            if n == 0 {
-                return Err(io::Error::other("the kept part of a layer became shorter"));
-            }
-            return Ok(n);
+            return self.read_kept(&mut buffer[..most]);
         }
         loop {
             let result = match &mut self.body {
@@ -98,9 +107,7 @@ impl Read for BlobReader {
             };
             match result {
                 Ok(n) if n > 0 => {
-                    if let Some(file) = &self.blob.kept {
-                        file.write_all_at(&buffer[..n], self.done)?;
-                    }
+                    self.keep(&buffer[..n])?;
                     self.done += n as u64;
                     if self.done - self.last_progress >= PROGRESS {
                         (self.last_progress, self.attempts) = (self.done, 0);
@@ -116,6 +123,24 @@ impl Read for BlobReader {
 }
 
 impl BlobReader {
+    /// Reads what had arrived before.
+    fn read_kept(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let Some(kept) = self.blob.kept.clone() else { return Ok(0) };
+        let result = match kept.file.read_at(buffer, self.done) {
+            Ok(0) => Err(io::Error::other("it became shorter")),
+            other => other,
+        };
+        let n = result.map_err(|error| self.fail(kept.error(error)))?;
+        self.done += n as u64;
+        Ok(n)
+    }
+
+    /// Keeps what has arrived. When that fails the reader has failed for good: these bytes will not come by again.
+    fn keep(&mut self, arrived: &[u8]) -> io::Result<()> {
+        let Some(kept) = self.blob.kept.clone() else { return Ok(()) };
+        kept.file.write_all_at(arrived, self.done).map_err(|error| self.fail(kept.error(error)))
+    }
+
     fn fail(&mut self, error: RegistryError) -> io::Error {
         self.failed = Some(error.to_string());
         error.into_io()

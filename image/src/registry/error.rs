@@ -161,6 +161,14 @@ pub enum RegistryError {
         /// How often it was tried.
         attempts: u32,
     },
+    /// What arrives of a layer cannot be kept.
+    #[error("what has arrived of a layer, {}: {source}", path.display())]
+    Kept {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// An old form of image.
     #[error("{what} is in Docker's manifest schema 1, which is not supported; push it again with a current tool")]
     Schema1 {

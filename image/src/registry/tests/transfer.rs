@@ -278,3 +278,78 @@ fn a_kept_part_that_is_damaged_comes_again_and_one_of_no_use_is_collected() {
     assert!(partial(&place).is_empty());
     place.assert_clean();
 }
+
+#[test]
+fn what_has_arrived_is_kept_until_the_layer_is_in_its_place() {
+    let (content, layer) = very_large();
+    let server = content.serve();
+    let place = Place::new();
+    let name = format!("{}/app", server.host());
+    // A directory where the layer's record belongs: the layer can be made, but not put there.
+    let record = place.store.root().join(format!("blobs/sha256/{}.json", layer.hex()));
+    std::fs::create_dir(&record).unwrap();
+    let error = place.fetch(&name).unwrap_err().to_string();
+    assert!(error.contains(&record.display().to_string()), "{error}");
+    std::fs::remove_dir(&record).unwrap();
+    place.fetch(&name).unwrap();
+    assert_eq!(server.count(&layer.hex()), 1, "none of it comes again");
+    assert!(partial(&place).is_empty());
+    place.assert_clean();
+}
+
+#[test]
+fn what_has_arrived_of_a_layer_that_is_stored_meanwhile_is_removed() {
+    let (content, layer) = very_large();
+    let server = content.serve();
+    let place = Place::new();
+    let name = format!("{}/app", server.host());
+    place.fetch(&name).unwrap();
+    for entry in std::fs::read_dir(place.store.root().join("refs")).unwrap() {
+        std::fs::remove_file(entry.unwrap().path()).unwrap();
+    }
+    std::fs::write(place.store.root().join("partial").join(layer.hex()), "left").unwrap();
+    place.fetch(&name).unwrap();
+    assert!(partial(&place).is_empty());
+    place.assert_clean();
+}
+
+#[test]
+fn a_disk_that_is_full_while_parts_are_kept_is_told_with_their_file() {
+    let (content, layer) = very_large();
+    let server = content.serve();
+    let place = Place::new();
+    let path = place.store.root().join("partial").join(layer.hex());
+    std::os::unix::fs::symlink("/dev/full", &path).unwrap();
+    let error = place.error(&format!("{}/app", server.host()));
+    assert!(error.contains(&path.display().to_string()) && error.contains("No space left"), "{error}");
+}
+
+#[test]
+fn a_disk_that_is_full_takes_nothing_of_what_has_arrived() {
+    use nix::mount::{MsFlags, mount};
+    use nix::sched::{CloneFlags, unshare};
+    // Of this thread only: the mount vanishes with it.
+    if !nix::unistd::geteuid().is_root() || unshare(CloneFlags::CLONE_NEWNS).is_err() {
+        eprintln!("skipped: needs root to mount a small file system");
+        return;
+    }
+    let none: Option<&str> = None;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+    let (content, layer) = very_large();
+    let bytes = content.blobs[&layer].clone();
+    let server = content.serve();
+    let place = Place::new();
+    let name = format!("{}/app", server.host());
+    mount(Some("small"), place.store.root(), Some("tmpfs"), MsFlags::empty(), Some("size=8m")).unwrap();
+    let place = Place { store: Store::open(place.store.root()).unwrap(), ..place };
+    // Room for what has arrived, not for the layer's image beside it.
+    std::fs::write(place.store.root().join("partial").join(layer.hex()), &bytes).unwrap();
+    let error = place.error(&name);
+    assert!(error.contains("No space left on device"), "{error}");
+    mount(none, place.store.root(), none, MsFlags::MS_REMOUNT, Some("size=32m")).unwrap();
+    place.fetch(&name).unwrap();
+    assert_eq!(server.count(&layer.hex()), 0, "none of it comes again");
+    assert!(partial(&place).is_empty());
+    place.assert_clean();
+    nix::mount::umount(place.store.root()).unwrap();
+}
