@@ -64,7 +64,8 @@ fn best_of(
 ) -> Result<Option<Descriptor>, OciError> {
     let mut best: Option<(u8, Descriptor)> = None;
     for inner in index.manifests.unwrap_or_default() {
-        let rank = inner.platform.as_ref().map_or(0, |platform| platform.rank());
+        // What says nothing of where it runs may be anything, and is only taken if nothing else is there.
+        let rank = inner.platform.as_ref().map_or(u8::MAX, |platform| platform.rank());
         if best.as_ref().is_some_and(|(least, _)| *least <= rank) {
             continue;
         }

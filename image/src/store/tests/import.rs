@@ -151,6 +151,19 @@ fn the_manifest_for_this_machine_is_chosen_through_nested_indexes() {
 }
 
 #[test]
+fn an_entry_for_this_machine_is_taken_before_one_that_says_nothing() {
+    let place = Place::new();
+    let mut layout = Layout::new();
+    let silent = layout.image(host_architecture(), Packing::Plain, &[layer("silent")]);
+    let mut meant = layout.image(host_architecture(), Packing::Plain, &[layer("meant")]);
+    meant["platform"] = json!({"os": "linux", "architecture": host_architecture(), "variant": "v3"});
+    let index = layout.index(&[silent, meant]);
+    layout.entry(index, json!({"org.opencontainers.image.ref.name": "1"}));
+    place.import(&place.layout("a", &layout)).unwrap();
+    assert_eq!(place.store.resolve("a:1").unwrap().layers[0].diff_id, Digest::of(&layer("meant")));
+}
+
+#[test]
 fn an_image_for_another_machine_is_refused_by_what_it_is_for() {
     let place = Place::new();
     let mut labelled = Layout::new();
