@@ -115,9 +115,8 @@ pub fn read_image(
     manifest: Vec<u8>,
 ) -> Result<Found, OciError> {
     let parsed: Manifest = parse(place, &manifest)?;
+    check_is_image(&parsed, place)?;
     let config = parsed.config.ok_or_else(|| OciError::NotAManifest { file: place.to_owned() })?;
-    let (config_name, config_bytes) = documents.document(&config, MAX_CONFIG, false)?;
-    let config_file: ConfigFile = parse(&config_name, &config_bytes)?;
     let layers = parsed
         .layers
         .iter()
@@ -127,6 +126,8 @@ pub fn read_image(
             Ok((name, Some(digest), packed))
         })
         .collect::<Result<_, OciError>>()?;
+    let (config_name, config_bytes) = documents.document(&config, MAX_CONFIG, false)?;
+    let config_file: ConfigFile = parse(&config_name, &config_bytes)?;
     let parts = Parts {
         id: config.digest.parse().map_err(|source| OciError::Digest { file: place.to_owned(), source })?,
         manifest_digest,
@@ -137,6 +138,27 @@ pub fn read_image(
         names: Vec::new(),
     };
     join(place, parts)
+}
+
+/// Types of the configurations that images have: OCI's, Docker's, what Docker wrote before it had one, and none at all.
+const CONFIG_TYPES: [&str; 4] = [
+    "application/vnd.oci.image.config.v1+json",
+    "application/vnd.docker.container.image.v1+json",
+    "application/octet-stream",
+    "",
+];
+
+/// Artifacts are manifests of the same form. What tells them is their configuration's type (image-spec, manifest.md, "Guidelines
+/// for Artifact Usage"); an image that names an artifact type beside is an image.
+fn check_is_image(manifest: &Manifest, place: &str) -> Result<(), OciError> {
+    let config_type = manifest.config.as_ref().map(|config| config.media_type.as_str());
+    let kind = match (manifest.artifact_type.as_str(), config_type) {
+        (_, Some(config_type)) if CONFIG_TYPES.contains(&config_type) => return Ok(()),
+        ("", None) => return Ok(()),
+        ("", Some(config_type)) => config_type,
+        (artifact_type, _) => artifact_type,
+    };
+    Err(OciError::Artifact { file: place.to_owned(), kind: kind.to_owned() })
 }
 
 /// Layers must be tars; encrypted ones and other artifacts are refused.

@@ -59,6 +59,9 @@ pub struct Platform {
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Manifest {
+    /// What it is when it is no image.
+    #[serde(default, deserialize_with = "or_default")]
+    pub artifact_type: String,
     #[serde(default)]
     pub manifests: Option<Vec<Descriptor>>,
     #[serde(default)]

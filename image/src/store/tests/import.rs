@@ -219,6 +219,36 @@ fn one_of_several_images_is_chosen_by_its_name() {
 }
 
 #[test]
+fn artifacts_are_refused_by_their_type() {
+    const EMPTY: &str = "application/vnd.oci.empty.v1+json";
+    const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+    let place = Place::new();
+    for (number, (artifact, config, layer, expected)) in [
+        (
+            "",
+            "application/vnd.cncf.helm.config.v1+json",
+            "x",
+            "an artifact of type \"application/vnd.cncf.helm.config.v1+json\"",
+        ),
+        ("application/x-model", EMPTY, EMPTY, "an artifact of type \"application/x-model\", not an image"),
+        ("a\u{1b}[2J", EMPTY, EMPTY, "not an image"),
+        ("", CONFIG, "application/vnd.cncf.helm.chart", "layers of type \"application/vnd.cncf.helm.chart\""),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut layout = Layout::new();
+        let config = layout.blob(config, b"{}".to_vec());
+        let layer = layout.blob(layer, b"{} ".to_vec());
+        let manifest = json!({"schemaVersion": 2, "artifactType": artifact, "config": config, "layers": [layer]});
+        let manifest = layout.blob("application/vnd.oci.image.manifest.v1+json", manifest.to_string().into_bytes());
+        layout.entry(manifest, json!({}));
+        let error = place.error(&place.layout(&format!("artifact{number}"), &layout));
+        assert!(error.contains(expected) && !error.contains('\u{1b}'), "{error}");
+    }
+}
+
+#[test]
 fn what_is_no_image_is_refused_by_name() {
     let place = Place::new();
     for (path, expected) in [
