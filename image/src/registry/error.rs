@@ -212,6 +212,16 @@ pub enum RegistryError {
         /// HTTP's status.
         status: u16,
     },
+    /// A credential helper is not installed.
+    #[error(
+        "{program} is not installed, but a file of logins names it for {host}; install it, or take it out of the file"
+    )]
+    NoHelper {
+        /// The helper.
+        program: String,
+        /// The registry.
+        host: String,
+    },
     /// A mirror or place to search is no `HOST` or `HOST/PATH`.
     #[error("configuration: {setting} {value:?} is no HOST or HOST/PATH of a registry")]
     Setting {
