@@ -54,6 +54,16 @@ pub enum Problem {
         /// What it is.
         actual: Digest,
     },
+    /// An image's manifest is not the one that is recorded.
+    #[error("{}: digest {actual}, expected {expected}; import the image again", path.display())]
+    ManifestChanged {
+        /// The manifest's file.
+        path: PathBuf,
+        /// What is recorded.
+        expected: Digest,
+        /// What it is.
+        actual: Digest,
+    },
     /// A record that cannot be read.
     #[error("{0}")]
     Record(StoreError),
@@ -148,10 +158,25 @@ impl Store {
         if actual != *id {
             problems.push(Problem::ConfigChanged { image: *id, actual });
         }
+        if let Some(expected) = record.manifest_digest {
+            problems.extend(self.verify_manifest(id, expected)?);
+        }
         if let Err(error) = self.origins(id) {
             problems.push(Problem::Record(error));
         }
         problems.append(&mut missing);
         Ok(())
+    }
+
+    fn verify_manifest(&self, id: &Digest, expected: Digest) -> Result<Option<Problem>, StoreError> {
+        let path = self.manifest_path(id);
+        let problem = match fs::read(&path) {
+            Ok(manifest) if Digest::of(&manifest) == expected => return Ok(None),
+            Ok(manifest) => Problem::ManifestChanged { path, expected, actual: Digest::of(&manifest) },
+            Err(error) => Problem::Record(at(path)(error)),
+        };
+        // Removed or replaced meanwhile, if the record names it no more.
+        let recorded = self.image_record(id)?.and_then(|record| record.manifest_digest);
+        Ok((recorded == Some(expected)).then_some(problem))
     }
 }

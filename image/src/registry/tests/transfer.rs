@@ -146,6 +146,21 @@ fn frames_that_decoders_pass_over_are_tolerated() {
     fetched(&Content::new(&layout, top).serve());
 }
 
+#[test]
+fn what_came_by_its_tag_is_found_by_the_digest_of_the_index_that_led_to_it() {
+    let mut layout = Layout::new();
+    let manifest = layout.image(crate::oci::host_architecture(), Packing::Zstd, &[layer("x")]);
+    let index = layout.index(&[manifest]);
+    let top: Digest = serde_json::from_value(index["digest"].clone()).unwrap();
+    let server = Content::new(&layout, top).serve();
+    let place = Place::new();
+    let name = format!("{}/app", server.host());
+    let id = place.fetch(&name).unwrap().id;
+    assert_eq!(place.store.resolve(&format!("{name}@{top}")).unwrap().id, id);
+    let other = Digest::of(b"other");
+    assert!(place.store.resolve(&format!("{name}@{other}")).is_err());
+}
+
 /// Kills are tried at many moments: see the store's tests of crashes.
 #[test]
 #[ignore = "the child process of the test below"]

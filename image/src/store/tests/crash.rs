@@ -48,6 +48,34 @@ fn damage_is_reported_and_repaired_by_another_import() {
     place.assert_clean();
 }
 
+#[test]
+fn a_manifest_is_the_one_that_is_recorded() {
+    let place = Place::new();
+    let layers = [layer("x")];
+    let (plain, gzip) = (layout("1", Packing::Plain, &layers), layout("1", Packing::Gzip, &layers));
+    let (plain, gzip) = (place.layout("plain", &plain), place.layout("gzip", &gzip));
+    let mut recorded = BTreeSet::new();
+    for path in [&plain, &gzip, &plain] {
+        let id = place.import(path).unwrap().id;
+        let record = place.store.image_record(&id).unwrap().unwrap();
+        let manifest = Digest::of(&fs::read(place.store.manifest_path(&id)).unwrap());
+        assert_eq!(record.manifest_digest, Some(manifest));
+        recorded.insert(manifest);
+        place.assert_clean();
+    }
+    assert_eq!(recorded.len(), 2);
+    let path = place.store.manifest_path(&place.store.find("plain:1").unwrap().id);
+    for damage in [|path: &Path| fs::write(path, "junk").unwrap(), |_: &Path| ()] {
+        fs::remove_file(&path).unwrap();
+        damage(&path);
+        let problems = place.store.verify(false).unwrap();
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        assert!(problems[0].to_string().contains(&path.display().to_string()), "{problems:?}");
+        place.import(&plain).unwrap();
+        place.assert_clean();
+    }
+}
+
 /// Says where each read event is and goes on slowly, so that a kill can hit any of them.
 struct Slow;
 
