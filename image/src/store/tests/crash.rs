@@ -49,6 +49,29 @@ fn damage_is_reported_and_repaired_by_another_import() {
 }
 
 #[test]
+fn a_name_that_cannot_be_read_is_reported_with_all_else_and_removed_by_repair() {
+    let place = Place::new();
+    place.simple("app", "x");
+    let blob = place.store.resolve("app").unwrap().layers[0].path.clone();
+    fs::remove_file(&blob).unwrap();
+    let path = place.store.refs().join("junk");
+    fs::write(&path, "junk").unwrap();
+    let error = place.store.list().unwrap_err().to_string();
+    assert!(error.contains("junk") && error.contains("verify --repair"), "{error}");
+    for repair in [false, true] {
+        let problems = place.store.verify(repair).unwrap();
+        let all: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        assert!(all.len() == 2 && all[0].contains("is missing") && all[1].contains("junk"), "{all:?}");
+    }
+    assert!(!path.exists());
+    assert_eq!(place.store.list().unwrap().len(), 1);
+    // What a newer podvm has written is not damaged.
+    fs::write(&path, r#"{"version": 1000}"#).unwrap();
+    assert_eq!(place.store.verify(true).unwrap().len(), 2);
+    assert!(path.exists());
+}
+
+#[test]
 fn a_manifest_is_the_one_that_is_recorded() {
     let place = Place::new();
     let layers = [layer("x")];
