@@ -94,6 +94,8 @@ impl Store {
                     continue;
                 }
                 if repair {
+                    // It may have been unpacked from what is damaged now.
+                    self.set_tree_aside(&diff_id)?;
                     let path = self.blob_path(&diff_id);
                     fs::remove_file(&path).map_err(at(path))?;
                 }

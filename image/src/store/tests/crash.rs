@@ -72,6 +72,30 @@ fn a_name_that_cannot_be_read_is_reported_with_all_else_and_removed_by_repair() 
 }
 
 #[test]
+fn a_repaired_layer_is_unpacked_anew_and_pods_keep_what_they_run_from() {
+    let place = Place::new();
+    let path = place.layout("app", &layout("1", Packing::Zstd, &[layer("x")]));
+    place.import(&path).unwrap();
+    let layer = place.store.resolve("app:1").unwrap().layers[0].clone();
+    let damaged = place.store.unpacked(&layer.diff_id).unwrap();
+    let right = fs::read(damaged.join("etc/text")).unwrap();
+    fs::write(damaged.join("etc/text"), "damaged").unwrap();
+    fs::remove_file(&layer.path).unwrap();
+    fs::write(&layer.path, "damaged").unwrap();
+    assert_eq!(place.store.verify(true).unwrap().len(), 2, "the layer, and that the image misses it");
+    place.import(&path).unwrap();
+    let tree = place.store.unpacked(&layer.diff_id).unwrap();
+    assert_eq!(fs::read(tree.join("etc/text")).unwrap(), right);
+    let trees = || fs::read_dir(place.store.trees()).unwrap().count();
+    place.store.gc(&|| Ok(Uses { layers: BTreeSet::from([layer.diff_id]), ..Uses::default() })).unwrap();
+    assert_eq!(trees(), 2);
+    place.settle("no pod uses it");
+    assert_eq!(trees(), 1);
+    assert!(tree.exists());
+    place.assert_clean();
+}
+
+#[test]
 fn a_manifest_is_the_one_that_is_recorded() {
     let place = Place::new();
     let layers = [layer("x")];
