@@ -6,6 +6,7 @@ use super::error::OciError;
 use super::spec::{ConfigFile, Descriptor, MAX_CONFIG, MAX_MANIFEST, Manifest};
 use super::{Found, Packed, Parts, here, join};
 use crate::digest::Digest;
+use crate::registry::RegistryError;
 
 /// Most indexes on the way to a manifest, and most that are looked into for one image: one that is in itself many times over
 /// would lead on without end.
@@ -115,6 +116,10 @@ pub fn read_image(
     manifest: Vec<u8>,
 ) -> Result<Found, OciError> {
     let parsed: Manifest = parse(place, &manifest)?;
+    // Also from those who do not say so by its media type, and from layouts.
+    if parsed.config.is_none() && parsed.fs_layers.is_some() {
+        return Err(RegistryError::Schema1 { what: place.to_owned() }.into());
+    }
     check_is_image(&parsed, place)?;
     let config = parsed.config.ok_or_else(|| OciError::NotAManifest { file: place.to_owned() })?;
     let layers = parsed

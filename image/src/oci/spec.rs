@@ -59,6 +59,9 @@ pub struct Platform {
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Manifest {
+    /// What manifests of Docker's schema 1 have instead of all below.
+    #[serde(default)]
+    pub fs_layers: Option<serde::de::IgnoredAny>,
     /// What it is when it is no image.
     #[serde(default, deserialize_with = "or_default")]
     pub artifact_type: String,
