@@ -38,6 +38,9 @@ pub struct Descriptor {
     /// As written; checked when the content is opened, since an index may point to what does not matter here.
     pub digest: String,
     pub size: u64,
+    /// Where else the content is, for layers that registries may not hand on.
+    #[serde(default, deserialize_with = "or_default")]
+    pub urls: Vec<String>,
     #[serde(default)]
     pub platform: Option<Platform>,
     #[serde(default, deserialize_with = "or_default")]

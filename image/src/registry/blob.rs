@@ -11,8 +11,9 @@ use std::thread::sleep;
 use ureq::http::header;
 
 use super::error::RegistryError;
-use super::http::Response;
+use super::http::{Request, Response};
 use super::repository::Repository;
+use super::url::Url;
 use crate::digest::Digest;
 
 /// Bytes after which a connection has been of use, so that attempts are counted anew.
@@ -24,6 +25,8 @@ pub struct RemoteBlob {
     pub(crate) repository: Arc<Repository>,
     pub(crate) digest: Digest,
     pub(crate) size: u64,
+    /// Where it is besides, if the registry does not have it: layers that must not be handed on are at their makers'.
+    pub(crate) urls: Vec<Url>,
     /// Where what has arrived is kept, if it is.
     pub(crate) kept: Option<Arc<Kept>>,
 }
@@ -74,7 +77,7 @@ pub struct BlobReader {
     /// How many bytes the file had in the beginning.
     kept: u64,
     body: Option<Box<dyn Read + Send>>,
-    /// Which of the repository's endpoints is asked.
+    /// Which of the repository's endpoints is asked; behind them come the layer's URLs.
     endpoint: usize,
     /// Connections without progress.
     attempts: u32,
@@ -176,13 +179,22 @@ impl BlobReader {
         }
     }
 
+    /// The layer's URL that is asked; none as long as it is the repository.
+    fn url(&self) -> Option<&Url> {
+        let number = self.endpoint.checked_sub(self.blob.repository.endpoints().len())?;
+        self.blob.urls.get(number)
+    }
+
     fn host(&self) -> String {
-        self.blob.repository.endpoints()[self.endpoint].host.clone()
+        match self.url() {
+            Some(url) => url.authority().to_owned(),
+            None => self.blob.repository.endpoints()[self.endpoint].host.clone(),
+        }
     }
 
     /// Goes to the next endpoint, or gives `error` back when this was the last.
     fn next_endpoint(&mut self, error: RegistryError) -> Result<(), RegistryError> {
-        if self.endpoint + 1 >= self.blob.repository.endpoints().len() {
+        if self.endpoint + 1 >= self.blob.repository.endpoints().len() + self.blob.urls.len() {
             return Err(error);
         }
         self.endpoint += 1;
@@ -190,15 +202,31 @@ impl BlobReader {
         Ok(())
     }
 
+    /// Sends one request. Whom a layer's maker names is shown nothing that registries are.
+    fn ask(&self) -> Result<Response, RegistryError> {
+        let repository = &self.blob.repository;
+        match self.url() {
+            Some(url) => repository.http().send(&Request { from: self.done, ..Request::get(url.clone()) }, None),
+            None => repository.request_blob(self.endpoint, &self.blob.digest, self.done),
+        }
+    }
+
+    fn status_error(&self, response: Response) -> RegistryError {
+        if self.url().is_none() {
+            return self.blob.repository.status_error(self.endpoint, &self.blob.name(), response);
+        }
+        let (url, status) = (response.url.to_string(), response.status);
+        RegistryError::Status { url, status, message: response.message() }
+    }
+
     fn request(&mut self) -> Result<(), RegistryError> {
-        let repository = Arc::clone(&self.blob.repository);
-        let response = repository.request_blob(self.endpoint, &self.blob.digest, self.done)?;
+        let response = self.ask()?;
         let size = self.blob.size;
         match response.status {
             206 if self.done > 0 => {
                 let start = content_range_start(&response);
                 if start != Some(self.done) {
-                    return Err(repository.status_error(self.endpoint, &self.blob.name(), response));
+                    return Err(self.status_error(response));
                 }
                 self.body = Some(Box::new(response.body.into_reader()));
             }
@@ -219,7 +247,7 @@ impl BlobReader {
                 let (what, host) = (self.blob.name(), self.host());
                 return Err(RegistryError::Size { what, host, expected: size, actual: self.done });
             }
-            _ => return Err(repository.status_error(self.endpoint, &self.blob.name(), response)),
+            _ => return Err(self.status_error(response)),
         }
         Ok(())
     }

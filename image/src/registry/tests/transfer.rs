@@ -161,6 +161,59 @@ fn what_came_by_its_tag_is_found_by_the_digest_of_the_index_that_led_to_it() {
     assert!(place.store.resolve(&format!("{name}@{other}")).is_err());
 }
 
+/// An image whose layer is at another host, under these URLs; and the layer's digest and bytes.
+fn foreign(urls: &[String]) -> (Content, Digest, Vec<u8>) {
+    let mut layout = Layout::new();
+    let diff_id = Digest::of(&large_layer(60));
+    let config = crate::oci::fixture::config(crate::oci::host_architecture(), &[diff_id]);
+    let config = layout.blob("application/vnd.docker.container.image.v1+json", config);
+    let mut layer = layout.blob("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", large_layer(60));
+    layer["urls"] = serde_json::json!(urls);
+    let manifest = serde_json::json!({"schemaVersion": 2, "config": config, "layers": [layer]});
+    let manifest = layout.blob("application/vnd.docker.distribution.manifest.v2+json", manifest.to_string().into());
+    layout.files.retain(|(name, _)| !name.contains(&diff_id.hex()));
+    let top = serde_json::from_value(manifest["digest"].clone()).unwrap();
+    (Content::new(&layout, top), diff_id, large_layer(60))
+}
+
+#[test]
+fn a_layer_that_the_registry_does_not_have_is_fetched_from_its_own_urls() {
+    let (_, digest, bytes) = foreign(&[]);
+    let maker = Server::start(move |seen| match seen.path.as_str() {
+        "/layer?x=y" => Reply::part(seen, &bytes).cut(1 << 20),
+        _ => Reply::new(404, ""),
+    });
+    let at_maker = |path: &str| format!("http://{}/{path}", maker.host());
+    let (content, ..) = foreign(&["no URL".to_owned(), at_maker("gone"), at_maker("layer?x=y")]);
+    let server = Server::start(move |seen| match seen.header("authorization") {
+        Some("Basic bWU6cHc=") => content.answer(seen),
+        _ => Reply::new(401, "").header("WWW-Authenticate", "Basic realm=x"),
+    });
+    let mut place = Place::new();
+    place.log_in(&server.host(), r#"{"auth":"bWU6cHc="}"#);
+    place.fetch(&format!("{}/app", server.host())).unwrap();
+    place.assert_clean();
+    let seen = maker.seen();
+    assert!(seen.iter().all(|seen| seen.header("authorization").is_none()));
+    assert_eq!(seen.iter().map(Seen::from).collect::<Vec<_>>(), [0, 0, 1 << 20, 2 << 20, 3 << 20]);
+    assert!(server.count(&digest.hex()) > 0, "the registry is asked first");
+}
+
+#[test]
+fn a_layers_own_urls_give_that_layer_over_tls_or_none() {
+    let other = large_layer(61);
+    let maker = Server::start(move |_| Reply::new(200, other.clone()));
+    let (content, digest, _) = foreign(&[format!("http://{}/layer", maker.host())]);
+    let server = content.serve();
+    let error = Place::new().error(&format!("{}/app", server.host()));
+    assert!(error.contains(&digest.to_string()) && error.contains("is corrupt"), "{error}");
+    let asked = maker.seen().len();
+    let mut strict = Place { insecure: Vec::new(), ..Place::new() };
+    strict.host(&server.host()).insecure = vec![Insecure::Http];
+    let error = strict.error(&format!("{}/app", server.host()));
+    assert!(error.contains(&digest.to_string()) && maker.seen().len() == asked, "{error}");
+}
+
 /// Kills are tried at many moments: see the store's tests of crashes.
 #[test]
 #[ignore = "the child process of the test below"]
