@@ -1,8 +1,9 @@
 //! App Container image archives (App Container specification, aci.md, "Image Archives"): a `manifest` and a `rootfs/`, in a tar that
 //! may be compressed.
 //!
-//! An archive is read twice: first as a whole, to know its ID and what it says of itself, so that it can be decided whether it is
-//! wanted; then for its files. That it is the same archive both times is seen by its ID.
+//! An archive is read several times: first as a whole, to know its ID and what it says of itself, so that it can be decided whether
+//! it is wanted; for its signature, if it has one; then for its files. That it is the same archive each time is seen by the digest
+//! of its packed bytes, and by its ID.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read};
@@ -10,6 +11,7 @@ use std::io::{self, BufReader, Read};
 use super::id::{Identifying, ImageId};
 use super::manifest::{ImageManifest, MAX_MANIFEST, ManifestError};
 use crate::decode::decode;
+use crate::digest::{Digest, HashingReader};
 use crate::erofs::Bounded;
 use crate::oci::Slice;
 use crate::tar::{Entry, Kind, Streamed, TarError, TarReader, show};
@@ -73,6 +75,8 @@ pub struct Survey {
     pub manifest: ImageManifest,
     /// The manifest, byte for byte.
     pub manifest_bytes: Vec<u8>,
+    /// The digest of the archive as it is, packed.
+    pub packed: Digest,
 }
 
 /// What an entry is.
@@ -104,11 +108,6 @@ impl Archive {
         false
     }
 
-    /// Its bytes as they are.
-    pub fn packed(&self) -> impl Read + Send + use<> {
-        self.packed.clone()
-    }
-
     /// How many bytes that are.
     pub fn size(&self) -> u64 {
         self.packed.remaining()
@@ -123,7 +122,9 @@ impl Archive {
     /// # Errors
     /// [`ArchiveError`].
     pub fn survey(&self, most: u64) -> Result<Survey, ArchiveError> {
-        let mut plain = Identifying::new(Bounded::new(self.plain()?, most));
+        let mut packed = HashingReader::new(self.packed.clone());
+        let plain = decode(BufReader::with_capacity(BUFFER, &mut packed))?;
+        let mut plain = Identifying::new(Bounded::new(plain, most));
         let mut reader = TarReader::new(Streamed::new(&mut plain));
         let (mut manifest_bytes, mut has_root) = (None, false);
         while let Some(entry) = reader.next_entry()? {
@@ -152,7 +153,22 @@ impl Archive {
         if !has_root && manifest.dependencies.is_empty() {
             return Err(ArchiveError::NoRoot);
         }
-        Ok(Survey { id: plain.finish(), manifest, manifest_bytes })
+        let id = plain.finish();
+        io::copy(&mut packed, &mut io::sink())?;
+        Ok(Survey { id, manifest, manifest_bytes, packed: packed.finish().0 })
+    }
+
+    /// Gives `take` the archive as it is, packed, and checks that it was the one that was surveyed: who can write to the file might
+    /// show one archive to the survey and another to whoever checks its signature.
+    pub(crate) fn packed_again<T>(
+        &self,
+        survey: &Survey,
+        take: impl FnOnce(&mut dyn Read) -> T,
+    ) -> Result<T, ArchiveError> {
+        let mut packed = HashingReader::new(self.packed.clone());
+        let taken = take(&mut packed);
+        io::copy(&mut packed, &mut io::sink())?;
+        if packed.finish().0 == survey.packed { Ok(taken) } else { Err(ArchiveError::Changed) }
     }
 
     /// Gives `take` the plain archive, and checks that it was the one of this ID. `count` hears of packed bytes that are read.
@@ -312,6 +328,31 @@ pub(crate) mod tests {
         let archive = file(&aci(&manifest("a", serde_json::json!({})), &[]));
         let other = ImageId::of(b"");
         assert!(matches!(archive.read_again(other, |_| {}, |_| ()), Err(ArchiveError::Changed)));
+    }
+
+    #[test]
+    fn the_archive_that_is_signed_is_the_one_that_was_surveyed() {
+        let bytes = |text: &str| aci(&manifest("a", serde_json::json!({})), &[Member::file("f", text)]);
+        for level in [None, Some(0)] {
+            let packed = |plain: Vec<u8>| match level {
+                None => plain,
+                Some(level) => {
+                    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(level));
+                    gzip.write_all(&plain).unwrap();
+                    gzip.finish().unwrap()
+                }
+            };
+            let (evil, good) = (packed(bytes("evil")), packed(bytes("good")));
+            let mut on_disk = tempfile::tempfile().unwrap();
+            on_disk.write_all(&evil).unwrap();
+            let archive = Archive::new(on_disk.try_clone().unwrap()).unwrap();
+            let survey = archive.survey(1 << 20).unwrap();
+            assert!(archive.packed_again(&survey, |_| ()).is_ok());
+            std::os::unix::fs::FileExt::write_all_at(&on_disk, &good, 0).unwrap();
+            let mut signed = Vec::new();
+            let checked = archive.packed_again(&survey, |packed| packed.read_to_end(&mut signed).map(drop));
+            assert!(signed == good && matches!(checked, Err(ArchiveError::Changed)));
+        }
     }
 
     proptest! {

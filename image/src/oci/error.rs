@@ -172,6 +172,14 @@ pub enum OciError {
         /// Which file.
         file: String,
     },
+    /// Something else than an image in an image's form: a chart, a signature, a model.
+    #[error("{file}: an artifact of type {:?}, not an image; it cannot be run", harmless(kind))]
+    Artifact {
+        /// Which manifest.
+        file: String,
+        /// What it is, by its maker.
+        kind: String,
+    },
     /// A kind of layer that is no tar.
     #[error("{file}: layers of type {media_type:?} are not supported")]
     LayerType {

@@ -6,6 +6,7 @@ use super::error::OciError;
 use super::spec::{ConfigFile, Descriptor, MAX_CONFIG, MAX_MANIFEST, Manifest};
 use super::{Found, Packed, Parts, here, join};
 use crate::digest::Digest;
+use crate::registry::RegistryError;
 
 /// Most indexes on the way to a manifest, and most that are looked into for one image: one that is in itself many times over
 /// would lead on without end.
@@ -64,7 +65,8 @@ fn best_of(
 ) -> Result<Option<Descriptor>, OciError> {
     let mut best: Option<(u8, Descriptor)> = None;
     for inner in index.manifests.unwrap_or_default() {
-        let rank = inner.platform.as_ref().map_or(0, |platform| platform.rank());
+        // What says nothing of where it runs may be anything, and is only taken if nothing else is there.
+        let rank = inner.platform.as_ref().map_or(u8::MAX, |platform| platform.rank());
         if best.as_ref().is_some_and(|(least, _)| *least <= rank) {
             continue;
         }
@@ -114,9 +116,12 @@ pub fn read_image(
     manifest: Vec<u8>,
 ) -> Result<Found, OciError> {
     let parsed: Manifest = parse(place, &manifest)?;
+    // Also from those who do not say so by its media type, and from layouts.
+    if parsed.config.is_none() && parsed.fs_layers.is_some() {
+        return Err(RegistryError::Schema1 { what: place.to_owned() }.into());
+    }
+    check_is_image(&parsed, place)?;
     let config = parsed.config.ok_or_else(|| OciError::NotAManifest { file: place.to_owned() })?;
-    let (config_name, config_bytes) = documents.document(&config, MAX_CONFIG, false)?;
-    let config_file: ConfigFile = parse(&config_name, &config_bytes)?;
     let layers = parsed
         .layers
         .iter()
@@ -126,6 +131,8 @@ pub fn read_image(
             Ok((name, Some(digest), packed))
         })
         .collect::<Result<_, OciError>>()?;
+    let (config_name, config_bytes) = documents.document(&config, MAX_CONFIG, false)?;
+    let config_file: ConfigFile = parse(&config_name, &config_bytes)?;
     let parts = Parts {
         id: config.digest.parse().map_err(|source| OciError::Digest { file: place.to_owned(), source })?,
         manifest_digest,
@@ -136,6 +143,27 @@ pub fn read_image(
         names: Vec::new(),
     };
     join(place, parts)
+}
+
+/// Types of the configurations that images have: OCI's, Docker's, what Docker wrote before it had one, and none at all.
+const CONFIG_TYPES: [&str; 4] = [
+    "application/vnd.oci.image.config.v1+json",
+    "application/vnd.docker.container.image.v1+json",
+    "application/octet-stream",
+    "",
+];
+
+/// Artifacts are manifests of the same form. What tells them is their configuration's type (image-spec, manifest.md, "Guidelines
+/// for Artifact Usage"); an image that names an artifact type beside is an image.
+fn check_is_image(manifest: &Manifest, place: &str) -> Result<(), OciError> {
+    let config_type = manifest.config.as_ref().map(|config| config.media_type.as_str());
+    let kind = match (manifest.artifact_type.as_str(), config_type) {
+        (_, Some(config_type)) if CONFIG_TYPES.contains(&config_type) => return Ok(()),
+        ("", None) => return Ok(()),
+        ("", Some(config_type)) => config_type,
+        (artifact_type, _) => artifact_type,
+    };
+    Err(OciError::Artifact { file: place.to_owned(), kind: kind.to_owned() })
 }
 
 /// Layers must be tars; encrypted ones and other artifacts are refused.

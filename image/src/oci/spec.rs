@@ -38,6 +38,9 @@ pub struct Descriptor {
     /// As written; checked when the content is opened, since an index may point to what does not matter here.
     pub digest: String,
     pub size: u64,
+    /// Where else the content is, for layers that registries may not hand on.
+    #[serde(default, deserialize_with = "or_default")]
+    pub urls: Vec<String>,
     #[serde(default)]
     pub platform: Option<Platform>,
     #[serde(default, deserialize_with = "or_default")]
@@ -59,6 +62,12 @@ pub struct Platform {
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Manifest {
+    /// What manifests of Docker's schema 1 have instead of all below.
+    #[serde(default)]
+    pub fs_layers: Option<serde::de::IgnoredAny>,
+    /// What it is when it is no image.
+    #[serde(default, deserialize_with = "or_default")]
+    pub artifact_type: String,
     #[serde(default)]
     pub manifests: Option<Vec<Descriptor>>,
     #[serde(default)]

@@ -4,14 +4,16 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::sleep;
 
 use ureq::http::header;
 
 use super::error::RegistryError;
-use super::http::Response;
+use super::http::{Request, Response};
 use super::repository::Repository;
+use super::url::Url;
 use crate::digest::Digest;
 
 /// Bytes after which a connection has been of use, so that attempts are counted anew.
@@ -23,14 +25,29 @@ pub struct RemoteBlob {
     pub(crate) repository: Arc<Repository>,
     pub(crate) digest: Digest,
     pub(crate) size: u64,
+    /// Where it is besides, if the registry does not have it: layers that must not be handed on are at their makers'.
+    pub(crate) urls: Vec<Url>,
     /// Where what has arrived is kept, if it is.
-    pub(crate) kept: Option<Arc<File>>,
+    pub(crate) kept: Option<Arc<Kept>>,
+}
+
+/// The file in which what has arrived of a layer is kept.
+#[derive(Debug)]
+pub(crate) struct Kept {
+    file: File,
+    path: PathBuf,
+}
+
+impl Kept {
+    fn error(&self, source: io::Error) -> RegistryError {
+        RegistryError::Kept { path: self.path.clone(), source }
+    }
 }
 
 impl RemoteBlob {
     /// Its bytes, from the first on.
     pub fn open(&self) -> BlobReader {
-        let kept = self.kept.as_ref().and_then(|file| file.metadata().ok()).map_or(0, |metadata| metadata.len());
+        let kept = self.kept.as_ref().and_then(|kept| kept.file.metadata().ok()).map_or(0, |metadata| metadata.len());
         BlobReader {
             blob: self.clone(),
             done: 0,
@@ -43,9 +60,9 @@ impl RemoteBlob {
         }
     }
 
-    /// The same, but what arrives is kept in `file`, and what is there already is not fetched.
-    pub(crate) fn keeping(&self, file: File) -> Self {
-        Self { kept: Some(Arc::new(file)), ..self.clone() }
+    /// The same, but what arrives is kept in `file`, which is at `path`, and what is there already is not fetched.
+    pub(crate) fn keeping(&self, file: File, path: PathBuf) -> Self {
+        Self { kept: Some(Arc::new(Kept { file, path })), ..self.clone() }
     }
 
     fn name(&self) -> String {
@@ -60,7 +77,7 @@ pub struct BlobReader {
     /// How many bytes the file had in the beginning.
     kept: u64,
     body: Option<Box<dyn Read + Send>>,
-    /// Which of the repository's endpoints is asked.
+    /// Which of the repository's endpoints is asked; behind them come the layer's URLs.
     endpoint: usize,
     /// Connections without progress.
     attempts: u32,
@@ -79,14 +96,9 @@ impl Read for BlobReader {
         if most == 0 {
             return Ok(0);
         }
-        if let Some(file) = self.blob.kept.as_ref().filter(|_| self.done < self.kept) {
+        if self.done < self.kept {
             let most = usize::try_from(self.kept - self.done).unwrap_or(usize::MAX).min(most);
-            let n = file.read_at(&mut buffer[..most], self.done)?;
-            self.done += n as u64;
-            if n == 0 {
-                return Err(io::Error::other("the kept part of a layer became shorter"));
-            }
-            return Ok(n);
+            return self.read_kept(&mut buffer[..most]);
         }
         loop {
             let result = match &mut self.body {
@@ -98,9 +110,7 @@ impl Read for BlobReader {
             };
             match result {
                 Ok(n) if n > 0 => {
-                    if let Some(file) = &self.blob.kept {
-                        file.write_all_at(&buffer[..n], self.done)?;
-                    }
+                    self.keep(&buffer[..n])?;
                     self.done += n as u64;
                     if self.done - self.last_progress >= PROGRESS {
                         (self.last_progress, self.attempts) = (self.done, 0);
@@ -116,6 +126,24 @@ impl Read for BlobReader {
 }
 
 impl BlobReader {
+    /// Reads what had arrived before.
+    fn read_kept(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let Some(kept) = self.blob.kept.clone() else { return Ok(0) };
+        let result = match kept.file.read_at(buffer, self.done) {
+            Ok(0) => Err(io::Error::other("it became shorter")),
+            other => other,
+        };
+        let n = result.map_err(|error| self.fail(kept.error(error)))?;
+        self.done += n as u64;
+        Ok(n)
+    }
+
+    /// Keeps what has arrived. When that fails the reader has failed for good: these bytes will not come by again.
+    fn keep(&mut self, arrived: &[u8]) -> io::Result<()> {
+        let Some(kept) = self.blob.kept.clone() else { return Ok(()) };
+        kept.file.write_all_at(arrived, self.done).map_err(|error| self.fail(kept.error(error)))
+    }
+
     fn fail(&mut self, error: RegistryError) -> io::Error {
         self.failed = Some(error.to_string());
         error.into_io()
@@ -151,13 +179,22 @@ impl BlobReader {
         }
     }
 
+    /// The layer's URL that is asked; none as long as it is the repository.
+    fn url(&self) -> Option<&Url> {
+        let number = self.endpoint.checked_sub(self.blob.repository.endpoints().len())?;
+        self.blob.urls.get(number)
+    }
+
     fn host(&self) -> String {
-        self.blob.repository.endpoints()[self.endpoint].host.clone()
+        match self.url() {
+            Some(url) => url.authority().to_owned(),
+            None => self.blob.repository.endpoints()[self.endpoint].host.clone(),
+        }
     }
 
     /// Goes to the next endpoint, or gives `error` back when this was the last.
     fn next_endpoint(&mut self, error: RegistryError) -> Result<(), RegistryError> {
-        if self.endpoint + 1 >= self.blob.repository.endpoints().len() {
+        if self.endpoint + 1 >= self.blob.repository.endpoints().len() + self.blob.urls.len() {
             return Err(error);
         }
         self.endpoint += 1;
@@ -165,15 +202,31 @@ impl BlobReader {
         Ok(())
     }
 
+    /// Sends one request. Whom a layer's maker names is shown nothing that registries are.
+    fn ask(&self) -> Result<Response, RegistryError> {
+        let repository = &self.blob.repository;
+        match self.url() {
+            Some(url) => repository.http().send(&Request { from: self.done, ..Request::get(url.clone()) }, None),
+            None => repository.request_blob(self.endpoint, &self.blob.digest, self.done),
+        }
+    }
+
+    fn status_error(&self, response: Response) -> RegistryError {
+        if self.url().is_none() {
+            return self.blob.repository.status_error(self.endpoint, &self.blob.name(), response);
+        }
+        let (url, status) = (response.url.to_string(), response.status);
+        RegistryError::Status { url, status, message: response.message() }
+    }
+
     fn request(&mut self) -> Result<(), RegistryError> {
-        let repository = Arc::clone(&self.blob.repository);
-        let response = repository.request_blob(self.endpoint, &self.blob.digest, self.done)?;
+        let response = self.ask()?;
         let size = self.blob.size;
         match response.status {
             206 if self.done > 0 => {
                 let start = content_range_start(&response);
                 if start != Some(self.done) {
-                    return Err(repository.status_error(self.endpoint, &self.blob.name(), response));
+                    return Err(self.status_error(response));
                 }
                 self.body = Some(Box::new(response.body.into_reader()));
             }
@@ -194,7 +247,7 @@ impl BlobReader {
                 let (what, host) = (self.blob.name(), self.host());
                 return Err(RegistryError::Size { what, host, expected: size, actual: self.done });
             }
-            _ => return Err(repository.status_error(self.endpoint, &self.blob.name(), response)),
+            _ => return Err(self.status_error(response)),
         }
         Ok(())
     }

@@ -133,8 +133,11 @@ fn find_in(file: &Path, content: &AuthFile, host: &str, path: &str) -> Result<Op
     }
     if let Some(helper) = &content.creds_store {
         for name in hosts {
-            if let Some(login) = ask_helper(helper, name)? {
-                return Ok(Some(login));
+            match ask_helper(helper, name) {
+                Ok(None) => {}
+                // Whoever uninstalls Docker Desktop keeps the file that names its store, for all registries.
+                Err(RegistryError::NoHelper { .. }) => return Ok(None),
+                found => return found,
             }
         }
     }
@@ -202,7 +205,10 @@ fn ask_helper(name: &str, host: &str) -> Result<Option<Login>, RegistryError> {
         }
         child.wait_with_output()
     };
-    let output = run().map_err(|error| failed(error.to_string()))?;
+    let output = run().map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => RegistryError::NoHelper { program: program.clone(), host: host.to_owned() },
+        _ => failed(error.to_string()),
+    })?;
     let said = String::from_utf8_lossy(&output.stdout);
     if !output.status.success() {
         let complaint = format!("{} {}", said.trim(), String::from_utf8_lossy(&output.stderr).trim());
@@ -261,6 +267,15 @@ mod tests {
         let content = serde_json::from_str(r#"{"auths":{"h.x":{"auth":"!"}}}"#).unwrap();
         let error = find_in(Path::new("/x/auth.json"), &content, "h.x", "a").unwrap_err().to_string();
         assert!(error.contains("/x/auth.json") && error.contains("log in again"), "{error}");
+    }
+
+    #[test]
+    fn a_store_that_is_not_installed_has_nothing_and_a_hosts_own_helper_must_be_there() {
+        const MISSING: &str = "podvm-test-of-what-is-missing";
+        assert_eq!(user(&format!(r#"{{"credsStore":"{MISSING}"}}"#), "docker.io", "library/a"), None);
+        let own = format!(r#"{{"credHelpers":{{"h.x":"{MISSING}"}}}}"#);
+        let error = find_in(Path::new("f"), &serde_json::from_str(&own).unwrap(), "h.x", "a").unwrap_err().to_string();
+        assert!(error.contains(MISSING) && error.contains("h.x") && error.contains("install"), "{error}");
     }
 
     #[test]

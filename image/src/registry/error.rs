@@ -161,6 +161,14 @@ pub enum RegistryError {
         /// How often it was tried.
         attempts: u32,
     },
+    /// What arrives of a layer cannot be kept.
+    #[error("what has arrived of a layer, {}: {source}", path.display())]
+    Kept {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// An old form of image.
     #[error("{what} is in Docker's manifest schema 1, which is not supported; push it again with a current tool")]
     Schema1 {
@@ -203,6 +211,16 @@ pub enum RegistryError {
         url: String,
         /// HTTP's status.
         status: u16,
+    },
+    /// A credential helper is not installed.
+    #[error(
+        "{program} is not installed, but a file of logins names it for {host}; install it, or take it out of the file"
+    )]
+    NoHelper {
+        /// The helper.
+        program: String,
+        /// The registry.
+        host: String,
     },
     /// A mirror or place to search is no `HOST` or `HOST/PATH`.
     #[error("configuration: {setting} {value:?} is no HOST or HOST/PATH of a registry")]

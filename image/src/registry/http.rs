@@ -7,7 +7,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use ureq::http::{HeaderMap, Method, Request as HttpRequest, header};
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
@@ -271,7 +271,13 @@ fn is_passing(status: u16) -> bool {
 }
 
 fn retry_after(response: &Response) -> Option<Duration> {
-    response.header(header::RETRY_AFTER)?.trim().parse().ok().map(Duration::from_secs)
+    wait_until(response.header(header::RETRY_AFTER)?.trim(), SystemTime::now())
+}
+
+/// How long is to be waited from now on: seconds, or until a date (RFC 9110, section 10.2.3).
+fn wait_until(text: &str, now: SystemTime) -> Option<Duration> {
+    let seconds = text.parse().ok().map(Duration::from_secs);
+    seconds.or_else(|| Some(httpdate::parse_http_date(text).ok()?.duration_since(now).unwrap_or_default()))
 }
 
 /// What a transport's error means, and whether another attempt may do better.
@@ -333,4 +339,23 @@ fn certificates_in(path: &Path) -> Result<Vec<Certificate<'static>>, RegistryErr
         return Err(wrong("it holds no certificate in PEM form".to_owned()));
     }
     Ok(certificates)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_is_a_number_of_seconds_or_ends_at_a_date() {
+        let now = httpdate::parse_http_date("Fri, 31 Dec 1999 23:59:50 GMT").unwrap();
+        for (text, seconds) in [
+            ("7", Some(7)),
+            ("Sat, 01 Jan 2000 00:00:20 GMT", Some(30)),
+            ("Fri, 31 Dec 1999 23:59:49 GMT", Some(0)),
+            ("soon", None),
+            ("-1", None),
+        ] {
+            assert_eq!(wait_until(text, now), seconds.map(Duration::from_secs), "{text}");
+        }
+    }
 }

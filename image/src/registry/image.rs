@@ -4,9 +4,14 @@ use std::sync::Arc;
 
 use super::blob::RemoteBlob;
 use super::repository::Repository;
+use super::settings::Insecure;
+use super::url::Url;
 use crate::digest::Digest;
 use crate::oci::{Descriptor, Documents, Found, MAX_MANIFEST, OciError, Packed, read_image, select};
 use crate::reference::{DEFAULT_TAG, Reference};
+
+/// Most URLs of one layer that are asked.
+const MAX_URLS: usize = 4;
 
 /// Reads manifests and the configuration, all checked against their digests.
 pub fn open(repository: &Arc<Repository>, name: &Reference) -> Result<(Found, Digest), OciError> {
@@ -37,6 +42,14 @@ impl AtRegistry<'_> {
         let file = || format!("manifest of {}", self.name);
         descriptor.digest.parse().map_err(|source| OciError::Digest { file: file(), source })
     }
+
+    /// Where a layer may be asked for besides. Its digest is checked wherever it comes from; without TLS, others would see what is
+    /// asked for.
+    fn urls(&self, descriptor: &Descriptor) -> Vec<Url> {
+        let http = self.repository.http();
+        let is_allowed = |url: &Url| url.is_https() || http.is_insecure(url.authority(), Insecure::Http);
+        descriptor.urls.iter().take(MAX_URLS).filter_map(|url| Url::parse(url)).filter(is_allowed).collect()
+    }
 }
 
 impl Documents for AtRegistry<'_> {
@@ -60,7 +73,8 @@ impl Documents for AtRegistry<'_> {
     fn layer(&self, descriptor: &Descriptor) -> Result<(String, Digest, Packed), OciError> {
         let digest = self.digest(descriptor)?;
         let file = format!("layer {digest} of {}", self.name);
-        let remote = RemoteBlob { repository: Arc::clone(self.repository), digest, size: descriptor.size, kept: None };
+        let (repository, urls) = (Arc::clone(self.repository), self.urls(descriptor));
+        let remote = RemoteBlob { repository, digest, size: descriptor.size, urls, kept: None };
         Ok((file, digest, Packed::Remote(remote)))
     }
 }

@@ -12,10 +12,10 @@ use super::download::{Downloaded, Here, Wanted};
 use super::error::{MAX_DEPENDENCIES, StoreError, at};
 use super::import::Imported;
 use super::scratch::Scratch;
-use crate::appc::archive::{Archive, Survey};
+use crate::appc::archive::Archive;
 use crate::appc::discovery::discover;
 use crate::appc::manifest::Dependency;
-use crate::appc::{AppcName, ImageId};
+use crate::appc::{AppcName, ImageId, ImageManifest};
 use crate::digest::Digest;
 use crate::erofs::Limits;
 use crate::oci::open_without_waiting;
@@ -193,9 +193,11 @@ impl<'a> AppcFetch<'a> {
     ) -> Result<Imported, StoreError> {
         let survey = archive.survey(self.options.limits.stream_bytes);
         let survey = survey.map_err(|source| StoreError::Archive { file: file.to_owned(), source })?;
-        demand.check(&survey, file)?;
+        demand.check(survey.id, &survey.manifest, file)?;
         if let (Some(keys), Some(signature)) = (self.options.keys, signature) {
-            let signer = keys.check(&survey.manifest.name, signature, archive.packed())?;
+            let name = &survey.manifest.name;
+            let signer = archive.packed_again(&survey, |packed| keys.check(name, signature, packed));
+            let signer = signer.map_err(|source| StoreError::Archive { file: file.to_owned(), source })??;
             let user = signer.user_id.map(|user| format!(" {user}")).unwrap_or_default();
             provenance.signer = Some(format!("{}{user}", signer.fingerprint));
         }
@@ -260,14 +262,13 @@ impl<'a> AppcFetch<'a> {
 const ODD: &str = "it says that the file has not changed, but was not asked that";
 
 impl Demand {
-    fn check(&self, survey: &Survey, file: &str) -> Result<(), StoreError> {
+    fn check(&self, id: ImageId, manifest: &ImageManifest, file: &str) -> Result<(), StoreError> {
         let other = |actual: String, wanted: String| StoreError::OtherImage { file: file.to_owned(), actual, wanted };
-        let manifest = &survey.manifest;
         if let Some(name) = self.name.as_ref().filter(|name| !name.means(&manifest.name, &manifest.labels())) {
             return Err(other(manifest.full_name().to_string(), name.to_string()));
         }
         match self.id {
-            Some(id) if id != survey.id => Err(other(survey.id.to_string(), id.to_string())),
+            Some(wanted) if wanted != id => Err(other(id.to_string(), wanted.to_string())),
             _ => Ok(()),
         }
     }
@@ -275,8 +276,7 @@ impl Demand {
     /// The same of an image that was taken in before.
     fn check_stored(&self, imported: Imported, file: &str) -> Result<Imported, StoreError> {
         if let Some(appc) = &imported.appc {
-            let survey = Survey { id: appc.id, manifest: appc.manifest.clone(), manifest_bytes: Vec::new() };
-            self.check(&survey, file)?;
+            self.check(appc.id, &appc.manifest, file)?;
         }
         Ok(imported)
     }

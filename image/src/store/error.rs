@@ -68,6 +68,14 @@ pub enum StoreError {
         /// What the parser says.
         source: serde_json::Error,
     },
+    /// A name's record that cannot be read.
+    #[error("image store: {} is damaged ({source}); `podvm image verify --repair` removes it", path.display())]
+    DamagedName {
+        /// Which file.
+        path: PathBuf,
+        /// What the parser says.
+        source: serde_json::Error,
+    },
     /// A record by a later version.
     #[error("image store: {} is of version {version}; use a newer podvm", path.display())]
     TooNew {

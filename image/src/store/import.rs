@@ -1,6 +1,6 @@
 //! Images from layouts and archives into the store.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read};
 use std::num::NonZero;
 use std::path::Path;
@@ -12,7 +12,7 @@ use super::Store;
 use super::error::{StoreError, at};
 use super::origins::{Origin, Source};
 use super::records::{AppcRecord, ImageRecord, to_bytes};
-use super::scratch::{Scratch, sweep, sync_directory, write_atomically};
+use super::scratch::{Lock, Scratch, sweep, sync_directory, write_atomically};
 use crate::digest::Digest;
 use crate::erofs::Limits;
 use crate::oci::{self, Format, Found, FoundLayer, OciError};
@@ -224,9 +224,13 @@ impl Store {
 
     /// Records an image whose layers are stored.
     fn store_image(&self, record: &ImageRecord, config: &[u8], manifest: &[u8]) -> Result<(), StoreError> {
+        // One image may come with several manifests, from several importers at once.
+        let lock = self.lock_path("publish");
+        let _alone = Lock::exclusive(&lock).map_err(at(lock))?;
         let place = self.image_directory(&record.id);
         let record_path = place.join("image.json");
         if place.exists() {
+            self.replace_manifest(record, &record_path, manifest)?;
             return self.write(&record_path, record);
         }
         let tmp = self.tmp();
@@ -237,12 +241,19 @@ impl Store {
             write_atomically(&tmp, &scratch.path().join(name), content).map_err(at(&place))?;
         }
         scratch.seal().map_err(at(&place))?;
-        match scratch.keep(&place) {
-            // Another import of the same image was faster; its record says the same.
-            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
-            Err(error) => Err(at(&place)(error)),
-            Ok(()) => sync_directory(&self.images()).map_err(at(self.images())),
+        scratch.keep(&place).map_err(at(&place))?;
+        sync_directory(&self.images()).map_err(at(self.images()))
+    }
+
+    /// Makes `manifest` the one that is stored with an image. Until the record names it, the record names none: a crash in between
+    /// leaves none that is wrong.
+    fn replace_manifest(&self, record: &ImageRecord, record_path: &Path, manifest: &[u8]) -> Result<(), StoreError> {
+        let path = self.manifest_path(&record.id);
+        if fs::read(&path).is_ok_and(|stored| stored == manifest) {
+            return Ok(());
         }
+        self.write(record_path, &ImageRecord { manifest_digest: None, ..record.clone() })?;
+        write_atomically(&self.tmp(), &path, manifest).map_err(at(path))
     }
 }
 

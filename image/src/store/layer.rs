@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
 
 use super::Store;
 use super::error::{StoreError, at};
@@ -10,7 +11,7 @@ use super::pipe::{Passed, unpack};
 use super::records::{BlobRecord, to_bytes};
 use super::scratch::{Lock, Scratch, sync_directory, write_atomically};
 use crate::digest::Digest;
-use crate::erofs::{self, Built, Limits};
+use crate::erofs::{self, BuildError, Built, Limits};
 use crate::oci::{FoundLayer, OciError, Packed};
 use crate::progress::{Event, Progress};
 
@@ -51,6 +52,8 @@ impl Store {
         let present = || -> Result<Option<u64>, StoreError> {
             let size = self.stored_layer(&layer.diff_id)?;
             if size.is_some() {
+                // A crash may have come between the two.
+                self.forget_arrived(layer)?;
                 let bytes = layer.packed.size();
                 progress.event(Event::Present { layer: number, bytes });
             }
@@ -66,11 +69,29 @@ impl Store {
         progress.event(Event::Start { layer: number, diff_id: layer.diff_id, bytes: layer.packed.size() });
         let (image, built) = self.convert_kept(layer, number, limits, progress)?;
         self.keep_layer(&layer.diff_id, image, &built)?;
+        self.forget_arrived(layer)?;
         progress.event(Event::Stored { layer: number, diff_id: layer.diff_id });
         Ok(built.size)
     }
 
-    /// Makes the EROFS image. Of a large layer from a registry, what arrives is kept until the image is whole, so that
+    /// Where what arrives of a layer is kept: of a large one from a registry.
+    fn arrived_path(&self, layer: &FoundLayer) -> Option<PathBuf> {
+        match &layer.packed {
+            Packed::Remote(remote) if remote.size >= MIN_KEPT => Some(self.partial_path(&remote.digest)),
+            _ => None,
+        }
+    }
+
+    /// Removes what had arrived of a layer, once it is of no more use.
+    fn forget_arrived(&self, layer: &FoundLayer) -> Result<(), StoreError> {
+        let Some(path) = self.arrived_path(layer) else { return Ok(()) };
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at(path)(error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes the EROFS image. Of a large layer from a registry, what arrives is kept until the image is in its place, so that
     /// it need not come again after a crash. The layer's lock is held, so that nobody else does the same.
     fn convert_kept(
         &self,
@@ -79,27 +100,24 @@ impl Store {
         limits: &Limits,
         progress: &dyn Progress,
     ) -> Result<(Scratch, Built), StoreError> {
-        let Packed::Remote(remote) = &layer.packed else { return self.convert(layer, number, limits, progress) };
-        if remote.size < MIN_KEPT {
+        let (Some(path), Packed::Remote(remote)) = (self.arrived_path(layer), &layer.packed) else {
             return self.convert(layer, number, limits, progress);
-        }
-        let path = self.partial_path(&remote.digest);
+        };
         let file = File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
         let file = file.map_err(at(&path))?;
         let had = file.metadata().map_err(at(&path))?.len();
         let attempt = |file: File| {
-            let keeping = FoundLayer { packed: Packed::Remote(remote.keeping(file)), ..layer.clone() };
-            self.convert(&keeping, number, limits, progress)
+            let packed = Packed::Remote(remote.keeping(file, path.clone()));
+            self.convert(&FoundLayer { packed, ..layer.clone() }, number, limits, progress)
         };
         let mut result = attempt(file.try_clone().map_err(at(&path))?);
-        if had > 0 && !matches!(result, Ok(_) | Err(StoreError::Transfer(_))) {
+        if had > 0 && result.as_ref().is_err_and(condemns_bytes) {
             // What was kept may have been damaged by a crash; all of it comes again.
             file.set_len(0).map_err(at(&path))?;
             result = attempt(file);
         }
-        // Only what a connection's end has cut short is of use later.
-        if !matches!(result, Err(StoreError::Transfer(_))) {
-            fs::remove_file(&path).map_err(at(&path))?;
+        if result.as_ref().is_err_and(condemns_bytes) {
+            self.forget_arrived(layer)?;
         }
         result
     }
@@ -157,6 +175,15 @@ impl FoundLayer {
             Packed::Remote(_) => MAX_REMOTE_REST,
         }
     }
+}
+
+/// Whether an error says that the layer's bytes are of no use. A connection that ends and a disk that is full say nothing
+/// against what has arrived.
+fn condemns_bytes(error: &StoreError) -> bool {
+    !matches!(
+        error,
+        StoreError::Transfer(_) | StoreError::Io { .. } | StoreError::Layer { source: BuildError::Output(_), .. }
+    )
 }
 
 fn read_error(layer: &FoundLayer, source: io::Error) -> StoreError {

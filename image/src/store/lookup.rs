@@ -9,7 +9,7 @@ use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_NOW, utimensat};
 
 use super::Store;
 use super::error::{StoreError, at};
-use super::records::{AppcRecord, ImageRecord};
+use super::records::{AppcRecord, ImageRecord, NameRecord};
 use super::scratch::Lock;
 use crate::appc::AppcName;
 use crate::appc::id::PREFIX as APPC_ID;
@@ -224,10 +224,11 @@ impl Store {
                 return Ok(Some((candidate.stored(), id)));
             }
             let name = candidate.without_digest();
-            let Some(id) = self.named(&name)? else { continue };
+            let Some(NameRecord { id, digest, .. }) = self.name_record(&name)? else { continue };
             if let Some(pinned) = reference.digest() {
                 let manifest = self.image_record(&id)?.and_then(|record| record.manifest_digest);
-                if manifest != Some(*pinned) && id != *pinned {
+                // The digest of a manifest, of the index that led to it, or of the image itself.
+                if ![manifest, digest, Some(id)].contains(&Some(*pinned)) {
                     continue;
                 }
             }

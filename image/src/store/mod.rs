@@ -5,6 +5,7 @@
 //! | `blobs/sha256/<diff id>.erofs` | a layer as an EROFS image, named by the digest of its plain tar |
 //! | `blobs/sha256/<diff id>.json` | size and digest of that file, for `verify` |
 //! | `trees/<diff id>/` | a layer's files, where the host cannot mount the EROFS image |
+//! | `trees/<diff id>.<any>/` | the same, of a layer that was damaged: for the pods that still run from it |
 //! | `images/<id>/image.json` | what running the image needs, named by its configuration's digest |
 //! | `images/<id>/origins.json` | where it has come from, and the signatures that have come with it |
 //! | `images/<id>/config.json`, `manifest.json` | configuration and manifest as they were |

@@ -146,6 +146,14 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, StoreError> {
     }
 }
 
+/// Reads a name's record.
+pub fn read_name(path: &Path) -> Result<Option<NameRecord>, StoreError> {
+    read(path).map_err(|error| match error {
+        StoreError::Damaged { path, source } => StoreError::DamagedName { path, source },
+        error => error,
+    })
+}
+
 /// Names of the files in a directory, without those that are no UTF-8, which the store never writes.
 pub fn names_in(directory: &Path) -> Result<Vec<String>, StoreError> {
     let entries = fs::read_dir(directory).map_err(at(directory))?;
@@ -182,7 +190,7 @@ impl Store {
 
     /// The record of a name.
     pub(super) fn name_record(&self, name: &Reference) -> Result<Option<NameRecord>, StoreError> {
-        read(&self.name_path(name))
+        read_name(&self.name_path(name))
     }
 
     pub(super) fn set_name(&self, name: &Reference, id: Digest, digest: Option<Digest>) -> Result<(), StoreError> {
@@ -203,7 +211,7 @@ impl Store {
         let mut all = Vec::new();
         for file in names_in(&self.refs())? {
             // One removed meanwhile is simply not there.
-            if let Some(record) = read::<NameRecord>(&self.refs().join(file))? {
+            if let Some(record) = read_name(&self.refs().join(file))? {
                 all.push((record.name, record.id));
             }
         }

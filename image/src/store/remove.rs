@@ -143,7 +143,7 @@ impl Store {
                 remove_file(&record)?;
             }
         }
-        self.remove_trees(|layer| needed.contains(layer))?;
+        self.remove_trees(|layer| needed.contains(layer), |layer| uses.layers.contains(layer))?;
         Ok(collected)
     }
 }

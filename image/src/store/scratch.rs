@@ -147,8 +147,8 @@ pub fn discard(tmp: &Path, path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// A name that nothing else in `tmp` has.
-fn new_name() -> String {
+/// A name that nothing else has.
+pub fn new_name() -> String {
     format!("{:016x}", RandomState::new().build_hasher().finish())
 }
 

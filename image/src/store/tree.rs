@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use super::Store;
 use super::error::{StoreError, at};
-use super::scratch::{Scratch, discard};
+use super::scratch::{Scratch, discard, new_name};
 use crate::digest::Digest;
 use crate::erofs;
 
@@ -35,19 +35,36 @@ impl Store {
         }
     }
 
-    /// Removes the directories of layers that are not needed. Returns how many.
-    pub(super) fn remove_trees(&self, is_needed: impl Fn(&Digest) -> bool) -> Result<usize, StoreError> {
+    /// Takes a layer's directory out of use, so that the next who needs one makes it anew. Its files stay as long as pods may
+    /// run from them.
+    pub(super) fn set_tree_aside(&self, layer: &Digest) -> Result<(), StoreError> {
+        let place = self.tree_path(layer);
+        match fs::rename(&place, place.with_added_extension(new_name())) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at(place)(error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes the directories of layers that are not needed, and those set aside of layers that no pod uses. Returns how many.
+    pub(super) fn remove_trees(
+        &self,
+        is_needed: impl Fn(&Digest) -> bool,
+        is_used: impl Fn(&Digest) -> bool,
+    ) -> Result<usize, StoreError> {
         let (trees, tmp) = (self.trees(), self.tmp());
         if !trees.is_dir() {
             return Ok(0);
         }
         let mut removed = 0;
         for name in super::records::names_in(&trees)? {
-            if Digest::from_hex(&name).is_ok_and(|layer| is_needed(&layer)) {
-                continue;
+            let stays = match name.split_once('.') {
+                None => Digest::from_hex(&name).is_ok_and(|layer| is_needed(&layer)),
+                Some((hex, _)) => Digest::from_hex(hex).is_ok_and(|layer| is_used(&layer)),
+            };
+            if !stays {
+                discard(&tmp, &trees.join(&name)).map_err(at(&trees))?;
+                removed += 1;
             }
-            discard(&tmp, &trees.join(&name)).map_err(at(&trees))?;
-            removed += 1;
         }
         Ok(removed)
     }

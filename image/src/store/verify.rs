@@ -1,11 +1,11 @@
 //! Checking that the store holds what it says.
 
 use std::fs::{self, File};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::Store;
 use super::error::{StoreError, at};
-use super::records::names_in;
+use super::records::{NameRecord, names_in, read_name};
 use super::scratch::Lock;
 use crate::digest::Digest;
 use crate::erofs::image_digest;
@@ -54,6 +54,16 @@ pub enum Problem {
         /// What it is.
         actual: Digest,
     },
+    /// An image's manifest is not the one that is recorded.
+    #[error("{}: digest {actual}, expected {expected}; import the image again", path.display())]
+    ManifestChanged {
+        /// The manifest's file.
+        path: PathBuf,
+        /// What is recorded.
+        expected: Digest,
+        /// What it is.
+        actual: Digest,
+    },
     /// A record that cannot be read.
     #[error("{0}")]
     Record(StoreError),
@@ -68,8 +78,8 @@ pub enum Problem {
 }
 
 impl Store {
-    /// Reads all there is and reports what is wrong. With `repair`, layers that are wrong are removed,
-    /// so that importing their images again makes them new; that waits until nobody imports.
+    /// Reads all there is but unpacked layers, and reports what is wrong. With `repair`, layers that are wrong are removed,
+    /// so that importing their images again makes them new, and names that cannot be read; that waits until nobody imports.
     pub fn verify(&self, repair: bool) -> Result<Vec<Problem>, StoreError> {
         // An import must not count on a layer that is about to be removed.
         let path = self.lock_path("import");
@@ -84,6 +94,8 @@ impl Store {
                     continue;
                 }
                 if repair {
+                    // It may have been unpacked from what is damaged now.
+                    self.set_tree_aside(&diff_id)?;
                     let path = self.blob_path(&diff_id);
                     fs::remove_file(&path).map_err(at(path))?;
                 }
@@ -94,13 +106,28 @@ impl Store {
         for id in &images {
             self.verify_image(id, &mut problems)?;
         }
-        for (image, name) in self.all_names()?.into_iter().map(|(name, id)| (id, name)) {
-            let is_there = images.contains(&image) || self.image_directory(&image).exists();
-            if !is_there && self.named(&name)? == Some(image) {
-                problems.push(Problem::NameLeadsNowhere { name, image });
-            }
+        for file in names_in(&self.refs())? {
+            problems.extend(self.verify_name(&self.refs().join(file), &images, repair)?);
         }
         Ok(problems)
+    }
+
+    fn verify_name(&self, path: &Path, images: &[Digest], repair: bool) -> Result<Option<Problem>, StoreError> {
+        let NameRecord { name, id: image, .. } = match read_name(path) {
+            Ok(Some(record)) => record,
+            // Removed meanwhile.
+            Ok(None) => return Ok(None),
+            Err(error) => {
+                // One by a later version is not damaged, and one that cannot be read now may be another time.
+                if repair && matches!(error, StoreError::DamagedName { .. }) {
+                    fs::remove_file(path).map_err(at(path))?;
+                }
+                return Ok(Some(Problem::Record(error)));
+            }
+        };
+        let is_there = images.contains(&image) || self.image_directory(&image).exists();
+        let leads_nowhere = !is_there && self.named(&name)? == Some(image);
+        Ok(leads_nowhere.then_some(Problem::NameLeadsNowhere { name, image }))
     }
 
     fn verify_layer(&self, diff_id: &Digest) -> Option<Problem> {
@@ -148,10 +175,25 @@ impl Store {
         if actual != *id {
             problems.push(Problem::ConfigChanged { image: *id, actual });
         }
+        if let Some(expected) = record.manifest_digest {
+            problems.extend(self.verify_manifest(id, expected)?);
+        }
         if let Err(error) = self.origins(id) {
             problems.push(Problem::Record(error));
         }
         problems.append(&mut missing);
         Ok(())
+    }
+
+    fn verify_manifest(&self, id: &Digest, expected: Digest) -> Result<Option<Problem>, StoreError> {
+        let path = self.manifest_path(id);
+        let problem = match fs::read(&path) {
+            Ok(manifest) if Digest::of(&manifest) == expected => return Ok(None),
+            Ok(manifest) => Problem::ManifestChanged { path, expected, actual: Digest::of(&manifest) },
+            Err(error) => Problem::Record(at(path)(error)),
+        };
+        // Removed or replaced meanwhile, if the record names it no more.
+        let recorded = self.image_record(id)?.and_then(|record| record.manifest_digest);
+        Ok((recorded == Some(expected)).then_some(problem))
     }
 }

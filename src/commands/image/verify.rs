@@ -9,7 +9,8 @@ use crate::output::{OutputArgs, print};
 /// Options of `podvm image verify`.
 #[derive(Debug, clap::Args)]
 pub struct VerifyArgs {
-    /// Remove layers that are damaged, so that fetching or importing their images again makes them whole
+    /// Remove layers that are damaged, so that fetching or importing their images again makes them whole, and names that
+    /// cannot be read
     #[arg(long)]
     pub repair: bool,
     /// Form of the output.
@@ -26,7 +27,9 @@ struct Verified {
 /// Reads all of the store; fails when something is wrong.
 pub fn run(args: &VerifyArgs, store: &Store) -> Result<u8> {
     let problems: Vec<String> = store.verify(args.repair)?.iter().map(ToString::to_string).collect();
-    let verified = Verified { images: store.list()?.len(), problems };
+    // What cannot be listed is among the problems.
+    let images = if problems.is_empty() { store.list()?.len() } else { store.list().map_or(0, |images| images.len()) };
+    let verified = Verified { images, problems };
     print(args.output, &verified, |verified| {
         if verified.problems.is_empty() {
             return format!("{} images, and nothing wrong with them\n", verified.images);

@@ -16,6 +16,8 @@ use super::error::PrepareError;
 
 const PORT_LABEL: &str = "io.podvm.port.";
 const VOLUME_LABEL: &str = "io.podvm.volume.";
+/// Most texts of an image that a remark lists.
+const MAX_LISTED: usize = 5;
 
 /// A port of an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -118,14 +120,11 @@ impl ImageSettings {
         let name = image.name.clone();
         let wrong = |what: String| PrepareError::Image { image: name.clone(), what };
         let given = |text: &str| (!text.is_empty()).then(|| text.to_owned());
-        let mut environment = Vec::new();
-        for variable in &config.env {
-            environment.push(variable.parse().map_err(|error| wrong(format!("{error}")))?);
-        }
+        let mut remarks = Vec::new();
         let mut settings = Self {
             entrypoint: config.entrypoint.clone(),
             command: config.cmd.clone(),
-            environment,
+            environment: understood(&name, &config.env, "NAME=VALUE", &mut remarks, |text| text.parse().ok()),
             working_directory: given(&config.working_dir).map(PathBuf::from),
             user: UserSpec::from(config.user.as_str()),
             stop_signal: given(&config.stop_signal),
@@ -142,11 +141,10 @@ impl ImageSettings {
                 settings.declare_volume(Some(name), Path::new(value), false);
             }
         }
-        for text in &config.exposed_ports {
-            let (port, protocol) =
-                parse_port(text).ok_or_else(|| wrong(format!("it exposes {text:?}, which is no port")))?;
-            if !settings.ports.iter().any(|known| (known.port, known.protocol) == (port, protocol)) {
-                settings.ports.push(DeclaredPort::new(None, port, protocol));
+        for exposed in understood(&name, &config.exposed_ports, "a port of TCP or UDP", &mut remarks, parse_exposed) {
+            let key = |port: &DeclaredPort| (port.port, port.protocol, port.count);
+            if !settings.ports.iter().any(|known| key(known) == key(&exposed)) {
+                settings.ports.push(exposed);
             }
         }
         for path in &config.volumes {
@@ -154,6 +152,7 @@ impl ImageSettings {
         }
         settings.ports.sort_by_key(|port| (port.port, port.protocol));
         settings.volumes.sort_by(|one, other| one.path.cmp(&other.path));
+        settings.remarks = remarks;
         Ok(settings)
     }
 
@@ -202,15 +201,49 @@ pub fn remarks(args: &RunArgs, images: &[ImageSettings], manifest: &PodManifest)
     lines
 }
 
+/// What can be read of an image's texts. The image runs without the others, which is said: they only inform.
+fn understood<T>(
+    image: &str,
+    texts: &[String],
+    expected: &str,
+    remarks: &mut Vec<String>,
+    read: impl Fn(&str) -> Option<T>,
+) -> Vec<T> {
+    let (mut values, mut odd) = (Vec::new(), Vec::new());
+    for text in texts {
+        match read(text) {
+            Some(value) => values.push(value),
+            None => odd.push(format!("{text:?}")),
+        }
+    }
+    if !odd.is_empty() {
+        let more = if odd.len() > MAX_LISTED { ", …" } else { "" };
+        odd.truncate(MAX_LISTED);
+        remarks.push(format!("image {image}: not {expected}, and passed over: {}{more}", odd.join(", ")));
+    }
+    values
+}
+
 /// A volume's name made from a part of a path; none when nothing of it can be in a name.
 fn volume_name_from(text: &str) -> Option<VolumeName> {
     text.contains(|c: char| c.is_ascii_alphanumeric()).then(|| AppName::from_lossy(text).as_str().parse().ok())?
 }
 
-/// `2379`, `2379/tcp` or docker2aci's `2379-tcp`.
+/// What an image exposes: a port, or a range such as `8000-8010/tcp`.
+fn parse_exposed(text: &str) -> Option<DeclaredPort> {
+    if let Some((port, protocol)) = parse_port(text) {
+        return Some(DeclaredPort::new(None, port, protocol));
+    }
+    let (first, rest) = text.split_once('-')?;
+    let (first, (last, protocol)) = (first.parse::<u16>().ok()?, parse_port(rest)?);
+    let count = last.checked_sub(first)?.checked_add(1)?;
+    (first != 0).then(|| DeclaredPort { count, ..DeclaredPort::new(None, first, protocol) })
+}
+
+/// `2379`, `2379/tcp` or docker2aci's `2379-tcp`; in capitals, too, as builders pass them on.
 pub fn parse_port(text: &str) -> Option<(u16, Protocol)> {
     let (port, protocol) = text.split_once(['/', '-']).unwrap_or((text, "tcp"));
-    let protocol = match protocol {
+    let protocol = match protocol.to_ascii_lowercase().as_str() {
         "tcp" => Protocol::Tcp,
         "udp" => Protocol::Udp,
         _ => return None,
@@ -249,12 +282,30 @@ pub(super) mod tests {
 
     #[test]
     fn an_image_that_contradicts_itself_is_named() {
-        for config in
-            [r#"{"Labels":{"io.podvm.port.a":"x"}}"#, r#"{"Env":["novalue"]}"#, r#"{"ExposedPorts":{"0/tcp":{}}}"#]
-        {
+        for config in [r#"{"Labels":{"io.podvm.port.a":"x"}}"#, r#"{"Labels":{"io.podvm.volume./":"/x"}}"#] {
             let message = image("odd", config).unwrap_err().to_string();
             assert!(message.contains("odd"), "{message}");
         }
+    }
+
+    #[test]
+    fn what_only_informs_is_passed_over_when_it_is_not_understood() {
+        let odd = image(
+            "odd",
+            r#"{"Env":["NOVALUE","A=b","=x"],
+                "ExposedPorts":{"132/sctp":{},"0/tcp":{},"80/TCP":{},"8000-8010/tcp":{},"9-8":{},"0-2":{},"0-65535":{},"x":{}}}"#,
+        )
+        .unwrap();
+        assert_eq!(odd.environment, ["A=b".parse().unwrap()]);
+        let range = DeclaredPort { count: 11, ..DeclaredPort::new(None, 8000, Protocol::Tcp) };
+        assert_eq!(odd.ports, [DeclaredPort::new(None, 80, Protocol::Tcp), range]);
+        assert_eq!(
+            odd.remarks,
+            [
+                r#"image odd: not NAME=VALUE, and passed over: "NOVALUE", "=x""#,
+                r#"image odd: not a port of TCP or UDP, and passed over: "0-2", "0-65535", "0/tcp", "132/sctp", "9-8", …"#
+            ]
+        );
     }
 
     #[test]

@@ -80,3 +80,17 @@ fn a_layout_whose_bytes_are_not_what_they_should_be_is_refused_whole() {
     let listed = host.podvm(["image", "list", "--output", "json"]).run().expect_code(0).json();
     assert_eq!(listed.as_array().map(Vec::len), Some(0), "{listed}");
 }
+
+#[test]
+fn a_damaged_name_is_named_with_its_cure_and_the_cure_works() {
+    let host = Host::empty();
+    host.podvm(["image", "list"]).run().expect_code(0);
+    let path = host.root().join("images/refs/damaged.json");
+    fs::write(&path, "{").unwrap();
+    let file = path.to_str().unwrap();
+    refused(&host, &["image", "list"], &[file, "podvm image verify --repair"]);
+    host.podvm(["image", "verify"]).run().expect_code(254).expect_stdout(file);
+    host.podvm(["image", "verify", "--repair"]).run().expect_code(254).expect_stdout(file);
+    host.podvm(["image", "verify"]).run().expect_code(0);
+    host.podvm(["image", "list"]).run().expect_code(0);
+}

@@ -89,6 +89,12 @@ fn what_is_no_manifest_is_named() {
         seen.path.contains("/manifests/").then(|| Reply::new(200, "{}").header("Content-Type", old))
     });
     assert!(error.contains("schema 1"), "{error}");
+    let (error, _) = fetch_from(|seen, _, _| {
+        let old = r#"{"schemaVersion":1,"name":"app","fsLayers":[{"blobSum":"x"}],"history":[]}"#;
+        let reply = Reply::new(200, old).header("Content-Type", "application/json");
+        seen.path.contains("/manifests/").then_some(reply)
+    });
+    assert!(error.contains("schema 1"), "{error}");
 }
 
 #[test]

@@ -146,6 +146,74 @@ fn frames_that_decoders_pass_over_are_tolerated() {
     fetched(&Content::new(&layout, top).serve());
 }
 
+#[test]
+fn what_came_by_its_tag_is_found_by_the_digest_of_the_index_that_led_to_it() {
+    let mut layout = Layout::new();
+    let manifest = layout.image(crate::oci::host_architecture(), Packing::Zstd, &[layer("x")]);
+    let index = layout.index(&[manifest]);
+    let top: Digest = serde_json::from_value(index["digest"].clone()).unwrap();
+    let server = Content::new(&layout, top).serve();
+    let place = Place::new();
+    let name = format!("{}/app", server.host());
+    let id = place.fetch(&name).unwrap().id;
+    assert_eq!(place.store.resolve(&format!("{name}@{top}")).unwrap().id, id);
+    let other = Digest::of(b"other");
+    assert!(place.store.resolve(&format!("{name}@{other}")).is_err());
+}
+
+/// An image whose layer is at another host, under these URLs; and the layer's digest and bytes.
+fn foreign(urls: &[String]) -> (Content, Digest, Vec<u8>) {
+    let mut layout = Layout::new();
+    let diff_id = Digest::of(&large_layer(60));
+    let config = crate::oci::fixture::config(crate::oci::host_architecture(), &[diff_id]);
+    let config = layout.blob("application/vnd.docker.container.image.v1+json", config);
+    let mut layer = layout.blob("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", large_layer(60));
+    layer["urls"] = serde_json::json!(urls);
+    let manifest = serde_json::json!({"schemaVersion": 2, "config": config, "layers": [layer]});
+    let manifest = layout.blob("application/vnd.docker.distribution.manifest.v2+json", manifest.to_string().into());
+    layout.files.retain(|(name, _)| !name.contains(&diff_id.hex()));
+    let top = serde_json::from_value(manifest["digest"].clone()).unwrap();
+    (Content::new(&layout, top), diff_id, large_layer(60))
+}
+
+#[test]
+fn a_layer_that_the_registry_does_not_have_is_fetched_from_its_own_urls() {
+    let (_, digest, bytes) = foreign(&[]);
+    let maker = Server::start(move |seen| match seen.path.as_str() {
+        "/layer?x=y" => Reply::part(seen, &bytes).cut(1 << 20),
+        _ => Reply::new(404, ""),
+    });
+    let at_maker = |path: &str| format!("http://{}/{path}", maker.host());
+    let (content, ..) = foreign(&["no URL".to_owned(), at_maker("gone"), at_maker("layer?x=y")]);
+    let server = Server::start(move |seen| match seen.header("authorization") {
+        Some("Basic bWU6cHc=") => content.answer(seen),
+        _ => Reply::new(401, "").header("WWW-Authenticate", "Basic realm=x"),
+    });
+    let mut place = Place::new();
+    place.log_in(&server.host(), r#"{"auth":"bWU6cHc="}"#);
+    place.fetch(&format!("{}/app", server.host())).unwrap();
+    place.assert_clean();
+    let seen = maker.seen();
+    assert!(seen.iter().all(|seen| seen.header("authorization").is_none()));
+    assert_eq!(seen.iter().map(Seen::from).collect::<Vec<_>>(), [0, 0, 1 << 20, 2 << 20, 3 << 20]);
+    assert!(server.count(&digest.hex()) > 0, "the registry is asked first");
+}
+
+#[test]
+fn a_layers_own_urls_give_that_layer_over_tls_or_none() {
+    let other = large_layer(61);
+    let maker = Server::start(move |_| Reply::new(200, other.clone()));
+    let (content, digest, _) = foreign(&[format!("http://{}/layer", maker.host())]);
+    let server = content.serve();
+    let error = Place::new().error(&format!("{}/app", server.host()));
+    assert!(error.contains(&digest.to_string()) && error.contains("is corrupt"), "{error}");
+    let asked = maker.seen().len();
+    let mut strict = Place { insecure: Vec::new(), ..Place::new() };
+    strict.host(&server.host()).insecure = vec![Insecure::Http];
+    let error = strict.error(&format!("{}/app", server.host()));
+    assert!(error.contains(&digest.to_string()) && maker.seen().len() == asked, "{error}");
+}
+
 /// Kills are tried at many moments: see the store's tests of crashes.
 #[test]
 #[ignore = "the child process of the test below"]
@@ -277,4 +345,79 @@ fn a_kept_part_that_is_damaged_comes_again_and_one_of_no_use_is_collected() {
     assert_eq!(place.store.gc(&|| Ok(crate::Uses::default())).unwrap().leftovers, 1);
     assert!(partial(&place).is_empty());
     place.assert_clean();
+}
+
+#[test]
+fn what_has_arrived_is_kept_until_the_layer_is_in_its_place() {
+    let (content, layer) = very_large();
+    let server = content.serve();
+    let place = Place::new();
+    let name = format!("{}/app", server.host());
+    // A directory where the layer's record belongs: the layer can be made, but not put there.
+    let record = place.store.root().join(format!("blobs/sha256/{}.json", layer.hex()));
+    std::fs::create_dir(&record).unwrap();
+    let error = place.fetch(&name).unwrap_err().to_string();
+    assert!(error.contains(&record.display().to_string()), "{error}");
+    std::fs::remove_dir(&record).unwrap();
+    place.fetch(&name).unwrap();
+    assert_eq!(server.count(&layer.hex()), 1, "none of it comes again");
+    assert!(partial(&place).is_empty());
+    place.assert_clean();
+}
+
+#[test]
+fn what_has_arrived_of_a_layer_that_is_stored_meanwhile_is_removed() {
+    let (content, layer) = very_large();
+    let server = content.serve();
+    let place = Place::new();
+    let name = format!("{}/app", server.host());
+    place.fetch(&name).unwrap();
+    for entry in std::fs::read_dir(place.store.root().join("refs")).unwrap() {
+        std::fs::remove_file(entry.unwrap().path()).unwrap();
+    }
+    std::fs::write(place.store.root().join("partial").join(layer.hex()), "left").unwrap();
+    place.fetch(&name).unwrap();
+    assert!(partial(&place).is_empty());
+    place.assert_clean();
+}
+
+#[test]
+fn a_disk_that_is_full_while_parts_are_kept_is_told_with_their_file() {
+    let (content, layer) = very_large();
+    let server = content.serve();
+    let place = Place::new();
+    let path = place.store.root().join("partial").join(layer.hex());
+    std::os::unix::fs::symlink("/dev/full", &path).unwrap();
+    let error = place.error(&format!("{}/app", server.host()));
+    assert!(error.contains(&path.display().to_string()) && error.contains("No space left"), "{error}");
+}
+
+#[test]
+fn a_disk_that_is_full_takes_nothing_of_what_has_arrived() {
+    use nix::mount::{MsFlags, mount};
+    use nix::sched::{CloneFlags, unshare};
+    // Of this thread only: the mount vanishes with it.
+    if !nix::unistd::geteuid().is_root() || unshare(CloneFlags::CLONE_NEWNS).is_err() {
+        eprintln!("skipped: needs root to mount a small file system");
+        return;
+    }
+    let none: Option<&str> = None;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+    let (content, layer) = very_large();
+    let bytes = content.blobs[&layer].clone();
+    let server = content.serve();
+    let place = Place::new();
+    let name = format!("{}/app", server.host());
+    mount(Some("small"), place.store.root(), Some("tmpfs"), MsFlags::empty(), Some("size=8m")).unwrap();
+    let place = Place { store: Store::open(place.store.root()).unwrap(), ..place };
+    // Room for what has arrived, not for the layer's image beside it.
+    std::fs::write(place.store.root().join("partial").join(layer.hex()), &bytes).unwrap();
+    let error = place.error(&name);
+    assert!(error.contains("No space left on device"), "{error}");
+    mount(none, place.store.root(), none, MsFlags::MS_REMOUNT, Some("size=32m")).unwrap();
+    place.fetch(&name).unwrap();
+    assert_eq!(server.count(&layer.hex()), 0, "none of it comes again");
+    assert!(partial(&place).is_empty());
+    place.assert_clean();
+    nix::mount::umount(place.store.root()).unwrap();
 }

@@ -48,6 +48,81 @@ fn damage_is_reported_and_repaired_by_another_import() {
     place.assert_clean();
 }
 
+#[test]
+fn a_name_that_cannot_be_read_is_reported_with_all_else_and_removed_by_repair() {
+    let place = Place::new();
+    place.simple("app", "x");
+    let blob = place.store.resolve("app").unwrap().layers[0].path.clone();
+    fs::remove_file(&blob).unwrap();
+    let path = place.store.refs().join("junk");
+    fs::write(&path, "junk").unwrap();
+    let error = place.store.list().unwrap_err().to_string();
+    assert!(error.contains("junk") && error.contains("verify --repair"), "{error}");
+    for repair in [false, true] {
+        let problems = place.store.verify(repair).unwrap();
+        let all: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        assert!(all.len() == 2 && all[0].contains("is missing") && all[1].contains("junk"), "{all:?}");
+    }
+    assert!(!path.exists());
+    assert_eq!(place.store.list().unwrap().len(), 1);
+    // What a newer podvm has written is not damaged.
+    fs::write(&path, r#"{"version": 1000}"#).unwrap();
+    assert_eq!(place.store.verify(true).unwrap().len(), 2);
+    assert!(path.exists());
+}
+
+#[test]
+fn a_repaired_layer_is_unpacked_anew_and_pods_keep_what_they_run_from() {
+    let place = Place::new();
+    let path = place.layout("app", &layout("1", Packing::Zstd, &[layer("x")]));
+    place.import(&path).unwrap();
+    let layer = place.store.resolve("app:1").unwrap().layers[0].clone();
+    let damaged = place.store.unpacked(&layer.diff_id).unwrap();
+    let right = fs::read(damaged.join("etc/text")).unwrap();
+    fs::write(damaged.join("etc/text"), "damaged").unwrap();
+    fs::remove_file(&layer.path).unwrap();
+    fs::write(&layer.path, "damaged").unwrap();
+    assert_eq!(place.store.verify(true).unwrap().len(), 2, "the layer, and that the image misses it");
+    place.import(&path).unwrap();
+    let tree = place.store.unpacked(&layer.diff_id).unwrap();
+    assert_eq!(fs::read(tree.join("etc/text")).unwrap(), right);
+    let trees = || fs::read_dir(place.store.trees()).unwrap().count();
+    place.store.gc(&|| Ok(Uses { layers: BTreeSet::from([layer.diff_id]), ..Uses::default() })).unwrap();
+    assert_eq!(trees(), 2);
+    place.settle("no pod uses it");
+    assert_eq!(trees(), 1);
+    assert!(tree.exists());
+    place.assert_clean();
+}
+
+#[test]
+fn a_manifest_is_the_one_that_is_recorded() {
+    let place = Place::new();
+    let layers = [layer("x")];
+    let (plain, gzip) = (layout("1", Packing::Plain, &layers), layout("1", Packing::Gzip, &layers));
+    let (plain, gzip) = (place.layout("plain", &plain), place.layout("gzip", &gzip));
+    let mut recorded = BTreeSet::new();
+    for path in [&plain, &gzip, &plain] {
+        let id = place.import(path).unwrap().id;
+        let record = place.store.image_record(&id).unwrap().unwrap();
+        let manifest = Digest::of(&fs::read(place.store.manifest_path(&id)).unwrap());
+        assert_eq!(record.manifest_digest, Some(manifest));
+        recorded.insert(manifest);
+        place.assert_clean();
+    }
+    assert_eq!(recorded.len(), 2);
+    let path = place.store.manifest_path(&place.store.find("plain:1").unwrap().id);
+    for damage in [|path: &Path| fs::write(path, "junk").unwrap(), |_: &Path| ()] {
+        fs::remove_file(&path).unwrap();
+        damage(&path);
+        let problems = place.store.verify(false).unwrap();
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        assert!(problems[0].to_string().contains(&path.display().to_string()), "{problems:?}");
+        place.import(&plain).unwrap();
+        place.assert_clean();
+    }
+}
+
 /// Says where each read event is and goes on slowly, so that a kill can hit any of them.
 struct Slow;
 

@@ -151,6 +151,19 @@ fn the_manifest_for_this_machine_is_chosen_through_nested_indexes() {
 }
 
 #[test]
+fn an_entry_for_this_machine_is_taken_before_one_that_says_nothing() {
+    let place = Place::new();
+    let mut layout = Layout::new();
+    let silent = layout.image(host_architecture(), Packing::Plain, &[layer("silent")]);
+    let mut meant = layout.image(host_architecture(), Packing::Plain, &[layer("meant")]);
+    meant["platform"] = json!({"os": "linux", "architecture": host_architecture(), "variant": "v3"});
+    let index = layout.index(&[silent, meant]);
+    layout.entry(index, json!({"org.opencontainers.image.ref.name": "1"}));
+    place.import(&place.layout("a", &layout)).unwrap();
+    assert_eq!(place.store.resolve("a:1").unwrap().layers[0].diff_id, Digest::of(&layer("meant")));
+}
+
+#[test]
 fn an_image_for_another_machine_is_refused_by_what_it_is_for() {
     let place = Place::new();
     let mut labelled = Layout::new();
@@ -202,6 +215,36 @@ fn one_of_several_images_is_chosen_by_its_name() {
         place.import(&with(path, choice)).unwrap();
         let image = place.store.resolve(name).unwrap();
         assert_eq!(image.layers[0].diff_id, Digest::of(&layer(text)), "{choice}");
+    }
+}
+
+#[test]
+fn artifacts_are_refused_by_their_type() {
+    const EMPTY: &str = "application/vnd.oci.empty.v1+json";
+    const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+    let place = Place::new();
+    for (number, (artifact, config, layer, expected)) in [
+        (
+            "",
+            "application/vnd.cncf.helm.config.v1+json",
+            "x",
+            "an artifact of type \"application/vnd.cncf.helm.config.v1+json\"",
+        ),
+        ("application/x-model", EMPTY, EMPTY, "an artifact of type \"application/x-model\", not an image"),
+        ("a\u{1b}[2J", EMPTY, EMPTY, "not an image"),
+        ("", CONFIG, "application/vnd.cncf.helm.chart", "layers of type \"application/vnd.cncf.helm.chart\""),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut layout = Layout::new();
+        let config = layout.blob(config, b"{}".to_vec());
+        let layer = layout.blob(layer, b"{} ".to_vec());
+        let manifest = json!({"schemaVersion": 2, "artifactType": artifact, "config": config, "layers": [layer]});
+        let manifest = layout.blob("application/vnd.oci.image.manifest.v1+json", manifest.to_string().into_bytes());
+        layout.entry(manifest, json!({}));
+        let error = place.error(&place.layout(&format!("artifact{number}"), &layout));
+        assert!(error.contains(expected) && !error.contains('\u{1b}'), "{error}");
     }
 }
 

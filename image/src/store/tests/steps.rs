@@ -126,6 +126,17 @@ fn an_import_may_be_killed_at_every_step() {
 }
 
 #[test]
+fn an_import_of_the_same_image_with_another_manifest_may_be_killed_at_every_step() {
+    let place = Place::new();
+    let stored = place.two_layers();
+    let path = place.layout("other", &layout("1", Packing::Gzip, &[layer("lower"), layer("upper")]));
+    let name = "store::tests::steps::import_that_is_killed";
+    let prepare = || drop(place.import(&stored).unwrap());
+    let deaths = killed_at_every_step(name, &place.root_and(&path), prepare, |when| place.assert_verified(when));
+    assert!(deaths.is_none_or(|deaths| deaths > 8), "{deaths:?}");
+}
+
+#[test]
 #[ignore = "killed by the test below"]
 fn removal_that_is_killed() {
     let (store, _) = given();
