@@ -54,6 +54,25 @@ fn a_recorded_exit_outlives_the_process() {
 }
 
 #[test]
+fn an_end_of_an_older_podvm_is_read() {
+    let json =
+        r#"{"phase": "exited", "finished": 9, "report": {"code": 3, "failed_app": null, "error": null, "apps": []}}"#;
+    let phase: Phase = serde_json::from_str(json).unwrap();
+    assert_eq!(phase.pid(), None);
+}
+
+#[test]
+fn a_wait_for_the_end_has_a_limit() {
+    let root = tempfile::tempdir().unwrap();
+    let pod = PodsRoot::new(root.path()).prepare(manifest()).unwrap();
+    let dir = pod.dir().clone();
+    let soon = || std::time::Instant::now() + std::time::Duration::from_millis(50);
+    assert!(!dir.is_dead_by(soon()).unwrap());
+    drop(pod);
+    assert!(dir.is_dead_by(soon()).unwrap());
+}
+
+#[test]
 fn a_prefix_finds_the_one_pod_it_fits() {
     let root = tempfile::tempdir().unwrap();
     let pods = PodsRoot::new(root.path());
