@@ -17,6 +17,8 @@ use crate::{chain, report};
 
 /// How long a pod may take to end beside the grace period: its filesystems are synced, its VM is shut down.
 const MARGIN: Duration = Duration::from_secs(30);
+/// How long a supervisor may take to take the request in, at least, and its answer to come; one that is emulated is slow.
+const ASK_LIMIT: Duration = Duration::from_secs(10);
 /// How long a killed process may take to be gone.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
 
@@ -87,7 +89,9 @@ pub fn stop(dir: &PodDir, grace: Duration, force: bool) -> Result<()> {
 
 /// Asks a pod to end: its supervisor or, where that cannot be asked, since it is not up yet, or hangs, its own process.
 fn ask(process: &PodProcess<'_>, grace: Duration) -> Result<()> {
-    let Err(error) = SupervisorClient::of_pod(process.dir).stop(grace) else { return Ok(()) };
+    // What does not answer for so long has used the grace period up.
+    let client = SupervisorClient::of_pod(process.dir).with_patience(grace.max(ASK_LIMIT));
+    let Err(error) = client.stop(grace) else { return Ok(()) };
     if !matches!(error, podvm_pod::client::ClientError::Unreachable(_)) {
         report(&format!("pod {}: {error}", process.dir.uuid()));
     }
