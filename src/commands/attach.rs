@@ -281,34 +281,15 @@ fn watch_signals(mut signals: Signals, attached: Arc<Attached>, left: Arc<Atomic
 mod tests {
     use podvm_pod::PodsRoot;
     use podvm_pod::Stage1Kind;
-    use podvm_pod::Uuid;
-    use podvm_pod::manifest::{ByteSize, MANIFEST_VERSION, NetworkMode, PodManifest, PodResources};
     use podvm_pod::status::{AppStatus, ExitStatus, PodReport};
 
     use super::*;
-
-    fn manifest() -> PodManifest {
-        PodManifest {
-            version: MANIFEST_VERSION,
-            uuid: Uuid::new_v4(),
-            created: 1,
-            hostname: "pod".into(),
-            apps: Vec::new(),
-            volumes: Vec::new(),
-            ports: Vec::new(),
-            network: NetworkMode::None,
-            private_users: false,
-            dns: Default::default(),
-            hosts: Vec::new(),
-            ipc: Default::default(),
-            resources: PodResources { memory: ByteSize::mib(64), cpus: 1, disk: Some(ByteSize::mib(64)) },
-        }
-    }
+    use crate::commands::pod_without_apps;
 
     #[test]
     fn an_app_ends_before_its_pod_and_not_when_it_is_started_again() {
         let folder = tempfile::tempdir().unwrap();
-        let pod = PodsRoot::new(folder.path()).prepare(manifest()).unwrap().start(Stage1Kind::Ns).unwrap();
+        let pod = PodsRoot::new(folder.path()).prepare(pod_without_apps()).unwrap().start(Stage1Kind::Ns).unwrap();
         let (web, other): (AppName, AppName) = ("web".parse().unwrap(), "other".parse().unwrap());
         let life = |state: AppState| {
             let runs = AppStatus::new(other.clone(), AppState::Running { pid: 1 });

@@ -96,28 +96,10 @@ fn keep_only(kept: [&OwnedFd; 2]) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use podvm_pod::manifest::{ByteSize, MANIFEST_VERSION, NetworkMode, PodManifest, PodResources};
-    use podvm_pod::{PodsRoot, Stage1Kind, Uuid};
+    use podvm_pod::{PodsRoot, Stage1Kind};
 
     use super::*;
-
-    fn manifest() -> PodManifest {
-        PodManifest {
-            version: MANIFEST_VERSION,
-            uuid: Uuid::new_v4(),
-            created: 1,
-            hostname: "pod".into(),
-            apps: Vec::new(),
-            volumes: Vec::new(),
-            ports: Vec::new(),
-            network: NetworkMode::None,
-            private_users: false,
-            dns: Default::default(),
-            hosts: Vec::new(),
-            ipc: Default::default(),
-            resources: PodResources { memory: ByteSize::mib(64), cpus: 1, disk: Some(ByteSize::mib(64)) },
-        }
-    }
+    use crate::commands::pod_without_apps;
 
     #[test]
     fn a_pod_that_is_prepared_or_another_process_started_is_not_removed() {
@@ -125,9 +107,9 @@ mod tests {
         let pods = PodsRoot::new(folder.path());
         let starter = std::process::id() as i32;
         // One that `podvm run` made and could not start.
-        let cut_short = pods.prepare(manifest()).unwrap().dir().clone();
+        let cut_short = pods.prepare(pod_without_apps()).unwrap().dir().clone();
         assert!(was_started_by(&cut_short, starter));
-        let dir = pods.prepare(manifest()).unwrap().leave(Stage1Kind::Ns).unwrap();
+        let dir = pods.prepare(pod_without_apps()).unwrap().leave(Stage1Kind::Ns).unwrap();
         assert!(!was_started_by(&dir, starter));
         drop(dir.claim().unwrap().0.start(Stage1Kind::Ns).unwrap());
         assert!(was_started_by(&dir, starter));
