@@ -101,7 +101,8 @@ fn show(dir: &PodDir, log: FollowedLog, attached: &Attached, left: &AtomicBool) 
             Life::Runs(pid) if running == Some(pid) => {}
             Life::Runs(pid) => {
                 running = Some(pid);
-                if let Err(error) = attached.follow() {
+                // Any other error is the pod's end, which is seen next.
+                if let Err(error @ ClientError::Refused { .. }) = attached.follow() {
                     report(&format!("what is typed here goes nowhere: {error}"));
                 }
             }
