@@ -35,6 +35,15 @@ impl Draft {
         Ok(Self { file, name: Some(name) })
     }
 
+    /// A new, empty file that is to get the name `path`, or another in the same folder.
+    ///
+    /// # Errors
+    /// Those of open(2).
+    pub fn of(path: &Path, mode: u32) -> io::Result<Self> {
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        Self::new(folder.unwrap_or(Path::new(".")), mode)
+    }
+
     /// The open file.
     pub fn file(&self) -> &File {
         &self.file
@@ -79,8 +88,7 @@ impl Drop for Draft {
 /// # Errors
 /// Those of [`Draft`], and of write(2).
 pub fn write_whole(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let draft = Draft::new(folder, mode)?;
+    let draft = Draft::of(path, mode)?;
     draft.file().write_all(content)?;
     draft.keep(path)
 }

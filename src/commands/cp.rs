@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use anyhow::{Context, Result, bail};
-use podvm_pod::archive::{ArchiveError, Archived, Destination, Policy, Unpacked, open_root, pack, unpack};
+use podvm_pod::archive::{ArchiveError, Archived, Destination, Policy, Unpacked, first_name, open_root, pack, unpack};
 use podvm_pod::client::{get_files, put_files};
 use podvm_pod::console::printable;
 use podvm_pod::manifest::AppName;
@@ -23,7 +23,7 @@ Examples:
   podvm cp 8d3f:/srv/. ./srv                       what is in a directory
   podvm cp 8d3f:/srv - | tar t                     as a tar stream
 Owners (by number), modes, times and links are kept. A symbolic link is copied, not followed. On the way to the host, device
-files are left out, and programs lose their set-user-ID and set-group-ID bits.";
+files are left out, programs lose their set-user-ID and set-group-ID bits, and a directory that is there keeps its owner and mode.";
 
 /// Options of `podvm cp`.
 #[derive(Debug, clap::Args)]
@@ -111,7 +111,7 @@ fn fetch(pod: &RunningPod, app: AppName, path: &Path, to: &Place) -> Result<()> 
             let (to, destination) = (std::path::absolute(to)?, destination(path));
             let root = open_root(Path::new("/"))?;
             let unpacked = get_files(&pod.client(), app, what, |stream| {
-                unpack(root.as_fd(), &to, destination, Policy::OntoHost, stream)
+                unpack(root.as_fd(), &to, destination, Policy::OntoHost(first_name(path)), stream)
             })?;
             tell_of_skipped(&unpacked);
         }
@@ -127,10 +127,10 @@ fn send(pod: &RunningPod, app: AppName, from: &Place, path: &Path) -> Result<()>
         Place::Host(from) => {
             let destination = destination(from);
             let from = whole(from)?;
-            let name = from.file_name().map_or(Path::new("files"), Path::new).to_owned();
+            let name = Path::new(first_name(&from));
             let root = open_root(Path::new("/"))?;
             put_files(&pod.client(), app, Archived::In { path, destination }, |stream| {
-                let mut stream = pack(root.as_fd(), &from, &name, BufWriter::new(stream))?;
+                let mut stream = pack(root.as_fd(), &from, name, BufWriter::new(stream))?;
                 stream.flush().map_err(ArchiveError::Stream)
             })?;
         }

@@ -1,12 +1,12 @@
 //! `podvm export`: an app's root filesystem as a tar archive.
 
-use std::fs::File;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use podvm_pod::archive::{ArchiveError, Archived};
 use podvm_pod::client::get_files;
+use podvm_pod::draft::Draft;
 use podvm_pod::manifest::AppName;
 
 use super::cp::write_to_stdout;
@@ -40,20 +40,17 @@ pub fn run(args: &ExportArgs, config: &Config) -> Result<u8> {
     let app = pod.app(args.app.as_ref())?;
     match &args.output {
         None => get_files(&pod.client(), app, Archived::Root, write_to_stdout)?,
-        Some(path) => {
-            let name = path.file_name().with_context(|| format!("--output {} names no file", path.display()))?;
-            let new = path.with_file_name(format!(".{}.{}", name.to_string_lossy(), pod.uuid()));
-            let file = File::create_new(&new).with_context(|| format!("--output {}", path.display()))?;
-            let written = get_files(&pod.client(), app, Archived::Root, |mut stream| {
-                let copied = io::copy(&mut stream, &mut &file).and_then(|_| file.sync_all());
-                copied.map_err(ArchiveError::Stream)
-            });
-            let placed = written.map_err(anyhow::Error::from).and_then(|()| Ok(std::fs::rename(&new, path)?));
-            if placed.is_err() {
-                let _ = std::fs::remove_file(&new);
-            }
-            placed.with_context(|| format!("--output {}", path.display()))?;
-        }
+        Some(path) => write_to_file(&pod, app, path).with_context(|| format!("--output {}", path.display()))?,
     }
     Ok(0)
+}
+
+fn write_to_file(pod: &RunningPod, app: AppName, path: &Path) -> Result<()> {
+    path.file_name().context("it names no file")?;
+    let draft = Draft::of(path, 0o666)?;
+    get_files(&pod.client(), app, Archived::Root, |mut stream| {
+        let copied = io::copy(&mut stream, &mut draft.file()).and_then(|_| draft.file().sync_all());
+        copied.map_err(ArchiveError::Stream)
+    })?;
+    Ok(draft.keep(path)?)
 }

@@ -202,29 +202,11 @@ fn as_text(collected: &Collected) -> String {
 mod tests {
     use podvm_pod::PodsRoot;
     use podvm_pod::Stage1Kind;
-    use podvm_pod::manifest::{ByteSize, MANIFEST_VERSION, NetworkMode, PodManifest, PodResources};
     use podvm_pod::status::PodReport;
 
     use super::*;
+    use crate::commands::pod_without_apps;
     use crate::output::Format;
-
-    fn manifest() -> PodManifest {
-        PodManifest {
-            version: MANIFEST_VERSION,
-            uuid: Uuid::new_v4(),
-            created: 1,
-            hostname: "pod".into(),
-            apps: Vec::new(),
-            volumes: Vec::new(),
-            ports: Vec::new(),
-            network: NetworkMode::None,
-            private_users: false,
-            dns: Default::default(),
-            hosts: Vec::new(),
-            ipc: Default::default(),
-            resources: PodResources { memory: ByteSize::mib(64), cpus: 1, disk: Some(ByteSize::mib(64)) },
-        }
-    }
 
     fn args(grace: u64) -> GcArgs {
         let wait = |seconds| Wait(Duration::from_secs(seconds));
@@ -238,7 +220,7 @@ mod tests {
 
     fn ended(pods: &PodsRoot, finished: u64) -> PodDir {
         let report = PodReport { code: 0, failed_app: None, error: None, apps: Vec::new() };
-        let pod = pods.prepare(manifest()).unwrap().start(Stage1Kind::Kvm).unwrap();
+        let pod = pods.prepare(pod_without_apps()).unwrap().start(Stage1Kind::Kvm).unwrap();
         pod.record_exit(finished, &report).unwrap();
         pod.dir().clone()
     }
@@ -252,15 +234,15 @@ mod tests {
         assert!(!is_due(&ended(&pods, now - 10), &args(60)));
         assert!(is_due(&ended(&pods, now), &args(0)));
 
-        let running = pods.prepare(manifest()).unwrap().start(Stage1Kind::Kvm).unwrap();
+        let running = pods.prepare(pod_without_apps()).unwrap().start(Stage1Kind::Kvm).unwrap();
         assert!(!is_due(running.dir(), &args(0)));
         let dir = running.dir().clone();
         drop(running);
         assert!(is_due(&dir, &args(0)));
         assert!(!is_due(&dir, &args(60)));
-        let prepared = pods.prepare(manifest()).unwrap().leave(Stage1Kind::Kvm).unwrap();
+        let prepared = pods.prepare(pod_without_apps()).unwrap().leave(Stage1Kind::Kvm).unwrap();
         assert!(!is_due(&prepared, &args(0)));
-        let cut_short = pods.prepare(manifest()).unwrap().dir().clone();
+        let cut_short = pods.prepare(pod_without_apps()).unwrap().dir().clone();
         assert!(is_due(&cut_short, &args(0)));
     }
 

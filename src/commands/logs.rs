@@ -46,7 +46,7 @@ pub fn run(args: &LogsArgs, config: &Config) -> Result<u8> {
         let may_grow = args.follow && dir.is_alive()?;
         match print_new(&mut logs, &mut printer) {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(0),
-            printed => printed.with_context(|| format!("logs of pod {}", dir.uuid()))?,
+            printed => drop(printed.with_context(|| format!("logs of pod {}", dir.uuid()))?),
         }
         if !may_grow {
             return Ok(0);
@@ -75,8 +75,9 @@ struct Entry {
     text: Vec<u8>,
 }
 
-/// Prints what has come since the last time, merged by time.
-pub fn print_new(logs: &mut [FollowedLog], printer: &mut Printer) -> io::Result<()> {
+/// Prints what has come since the last time, merged by time; returns whether anything has.
+pub fn print_new(logs: &mut [FollowedLog], printer: &mut Printer) -> io::Result<bool> {
+    let mut has_come = false;
     loop {
         for log in logs.iter_mut() {
             log.fill()?;
@@ -84,9 +85,10 @@ pub fn print_new(logs: &mut [FollowedLog], printer: &mut Printer) -> io::Result<
         let oldest = logs.iter_mut().filter(|log| log.next.is_some());
         let oldest = oldest.min_by(|one, other| one.time().cmp(&other.time()));
         let Some((log, entry)) = oldest.and_then(|log| log.next.take().map(|entry| (log, entry))) else {
-            return io::stdout().flush();
+            return io::stdout().flush().map(|()| has_come);
         };
         printer.print(&log.app, &entry)?;
+        has_come = true;
     }
 }
 

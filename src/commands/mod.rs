@@ -94,3 +94,24 @@ fn remove(dir: &PodDir) -> Result<(), RemoveError> {
 fn retire(dir: &PodDir) -> Result<RetiredPod, RemoveError> {
     dir.retire_after(|dir| Ok(podvm_stage1_ns::undo(dir)?))
 }
+
+/// What tests prepare.
+#[cfg(test)]
+fn pod_without_apps() -> podvm_pod::PodManifest {
+    use podvm_pod::manifest::{ByteSize, MANIFEST_VERSION, NetworkMode, PodManifest, PodResources};
+    PodManifest {
+        version: MANIFEST_VERSION,
+        uuid: podvm_pod::Uuid::new_v4(),
+        created: 1,
+        hostname: "pod".into(),
+        apps: Vec::new(),
+        volumes: Vec::new(),
+        ports: Vec::new(),
+        network: NetworkMode::None,
+        private_users: false,
+        dns: Default::default(),
+        hosts: Vec::new(),
+        ipc: Default::default(),
+        resources: PodResources { memory: ByteSize::mib(64), cpus: 1, disk: Some(ByteSize::mib(64)) },
+    }
+}

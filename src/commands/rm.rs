@@ -1,8 +1,8 @@
 //! `podvm rm`: removes pods with all that is kept of them.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use podvm_pod::PodDir;
 use podvm_pod::directory::PodState;
 
@@ -14,6 +14,8 @@ use crate::{chain, report};
 
 /// How long a pod that is removed by force may take to end by itself.
 const FORCED_GRACE: Duration = Duration::from_secs(2);
+/// How long the process of a pod that has ended may take to be gone.
+const ENDING_LIMIT: Duration = Duration::from_secs(30);
 
 /// Options of `podvm rm`.
 #[derive(Debug, clap::Args)]
@@ -48,9 +50,11 @@ pub fn run(args: &RmArgs, config: &Config) -> Result<u8> {
 
 fn stop_and_remove(dir: &PodDir, force: bool) -> Result<()> {
     match dir.state() {
-        // It has said how it ended, and its process is about to be gone.
-        Ok((PodState::Exited, _)) => dir.wait_until_dead()?,
         Ok(_) if force => stop(dir, FORCED_GRACE, true)?,
+        // It has said how it ended, and its process is about to be gone.
+        Ok((PodState::Exited, _)) if !dir.is_dead_by(Instant::now() + ENDING_LIMIT)? => {
+            bail!("pod {0} has ended, but its process is still there; `podvm rm --force {0}` kills it", dir.uuid());
+        }
         Ok(_) => {}
         Err(_) if force && dir.is_alive().unwrap_or(false) => stop(dir, FORCED_GRACE, true)?,
         Err(_) if force => {}

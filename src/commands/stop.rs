@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use podvm_pod::PodDir;
 use podvm_pod::client::SupervisorClient;
 use podvm_pod::directory::{Phase, PodState};
-use podvm_pod::{PodDir, Uuid};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use std::os::fd::AsFd;
 
@@ -17,6 +17,8 @@ use crate::{chain, report};
 
 /// How long a pod may take to end beside the grace period: its filesystems are synced, its VM is shut down.
 const MARGIN: Duration = Duration::from_secs(30);
+/// How long a supervisor may take to take the request in, at least, and its answer to come; one that is emulated is slow.
+const ASK_LIMIT: Duration = Duration::from_secs(10);
 /// How long a killed process may take to be gone.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
 
@@ -56,25 +58,44 @@ pub fn stop(dir: &PodDir, grace: Duration, force: bool) -> Result<()> {
         Ok(None) => return Ok(()),
         Err(error) => return stop_unrecorded(dir, grace, error),
     };
-    let asked = SupervisorClient::of_pod(dir).stop(grace);
-    if let Err(error) = &asked {
-        // No supervisor that could be asked: it is not up yet, or hangs. The pod's own process can still end the pod.
-        if !matches!(error, podvm_pod::client::ClientError::Unreachable(_)) {
-            report(&format!("pod {}: {error}", dir.uuid()));
+    let uuid = dir.uuid();
+    let begun = Instant::now();
+    let limit = match process.has_said_its_end {
+        // It takes no requests any more, and is about to be gone.
+        true if force => KILL_LIMIT,
+        true => MARGIN,
+        false => {
+            ask(&process, grace)?;
+            grace + MARGIN
         }
-        process.signal(Signal::TERM)?;
-    }
-    if process.ends_within(grace + MARGIN)? {
+    };
+    if process.is_gone_by(begun + limit)? {
         return Ok(());
     }
     if !force {
-        bail!("pod {} does not end; `podvm stop --force {}` kills it", process.uuid, process.uuid);
+        bail!("pod {uuid} does not end; `podvm stop --force {uuid}` kills it");
     }
     process.signal(Signal::KILL)?;
-    if process.ends_within(KILL_LIMIT)? {
+    if process.is_gone_by(Instant::now() + KILL_LIMIT)? {
         return Ok(());
     }
-    bail!("pod {}: its process is killed and still not gone; something in the kernel holds it", process.uuid)
+    match process.handle {
+        Some(_) => bail!("pod {uuid}: its process is killed and still not gone; something in the kernel holds it"),
+        None => {
+            bail!("pod {uuid} is held by a process that is not on record; `fuser {}` shows it", dir.path().display())
+        }
+    }
+}
+
+/// Asks a pod to end: its supervisor or, where that cannot be asked, since it is not up yet, or hangs, its own process.
+fn ask(process: &PodProcess<'_>, grace: Duration) -> Result<()> {
+    // What does not answer for so long has used the grace period up.
+    let client = SupervisorClient::of_pod(process.dir).with_patience(grace.max(ASK_LIMIT));
+    let Err(error) = client.stop(grace) else { return Ok(()) };
+    if !matches!(error, podvm_pod::client::ClientError::Unreachable(_)) {
+        report(&format!("pod {}: {error}", process.dir.uuid()));
+    }
+    process.signal(Signal::TERM)
 }
 
 /// Stops a pod whose records do not tell its process, as `error` says: its supervisor may still hear.
@@ -83,70 +104,66 @@ fn stop_unrecorded(dir: &PodDir, grace: Duration, error: anyhow::Error) -> Resul
         return Err(error);
     }
     SupervisorClient::of_pod(dir).stop(grace).map_err(|_| error)?;
-    let latest = Instant::now() + grace + MARGIN;
-    while dir.is_alive()? {
-        if Instant::now() > latest {
-            bail!("pod {} does not end, and its process is not on record; `ps` shows it", dir.uuid());
-        }
-        std::thread::sleep(Duration::from_millis(20));
+    if dir.is_dead_by(Instant::now() + grace + MARGIN)? {
+        return Ok(());
     }
-    Ok(())
+    bail!("pod {} does not end, and its process is not on record; `ps` shows it", dir.uuid())
 }
 
 /// The process that is a pod, so held that its PID cannot come to mean another.
-struct PodProcess {
-    uuid: Uuid,
-    handle: OwnedFd,
+struct PodProcess<'a> {
+    dir: &'a PodDir,
+    /// None when it is not on record, or gone, and others hold the pod: its supervisor, or what is left of it.
+    handle: Option<OwnedFd>,
+    /// Whether it has recorded how the pod ended.
+    has_said_its_end: bool,
 }
 
-impl PodProcess {
+impl<'a> PodProcess<'a> {
     /// None when the pod does not live.
-    fn of(dir: &PodDir) -> Result<Option<Self>> {
+    fn of(dir: &'a PodDir) -> Result<Option<Self>> {
         // A pod that is only now being prepared has no process on record yet.
         let latest = Instant::now() + KILL_LIMIT;
-        let pid = loop {
-            let (state, phase) = dir.state()?;
-            match (state, phase) {
-                (PodState::Starting | PodState::Running, Phase::Starting { pid, .. } | Phase::Running { pid, .. }) => {
-                    break pid;
+        let phase = loop {
+            match dir.state()? {
+                (PodState::Prepared | PodState::Aborted, _) => return Ok(None),
+                (PodState::Starting, Phase::Prepared { .. }) if Instant::now() < latest => {
+                    std::thread::sleep(Duration::from_millis(20));
                 }
-                (PodState::Starting, _) if Instant::now() < latest => std::thread::sleep(Duration::from_millis(20)),
-                (PodState::Starting, _) => bail!("pod {} is prepared and not started; try again", dir.uuid()),
-                (PodState::Exited, _) if dir.is_alive()? => {
-                    // It has said how it ended, and is about to be gone.
-                    dir.wait_until_dead()?;
-                    return Ok(None);
+                (PodState::Starting, Phase::Prepared { .. }) => {
+                    bail!("pod {} is prepared and not started; try again", dir.uuid());
                 }
-                _ => return Ok(None),
+                (_, phase) => break phase,
             }
         };
-        let Some(pid) = Pid::from_raw(pid) else { bail!("pod {} has no process on record", dir.uuid()) };
-        let handle = match pidfd_open(pid, PidfdFlags::empty()) {
-            Err(rustix::io::Errno::SRCH) => return Ok(None),
-            other => other?,
+        let handle = match phase.pid().and_then(Pid::from_raw).map(|pid| pidfd_open(pid, PidfdFlags::empty())) {
+            None | Some(Err(rustix::io::Errno::SRCH)) => None,
+            Some(other) => Some(other?),
         };
+        let has_said_its_end = matches!(phase, Phase::Exited { .. });
         // The lock is still held, so the process that holds it has lived all the while: the handle is that one's.
-        Ok(dir.is_alive()?.then_some(Self { uuid: dir.uuid(), handle }))
+        Ok(dir.is_alive()?.then_some(Self { dir, handle, has_said_its_end }))
     }
 
     fn signal(&self, signal: Signal) -> Result<()> {
-        match pidfd_send_signal(&self.handle, signal) {
-            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
-            Err(errno) => bail!("pod {}: its process cannot be signalled: {errno}", self.uuid),
+        match self.handle.as_ref().map(|handle| pidfd_send_signal(handle, signal)) {
+            None | Some(Ok(()) | Err(rustix::io::Errno::SRCH)) => Ok(()),
+            Some(Err(errno)) => bail!("pod {}: its process cannot be signalled: {errno}", self.dir.uuid()),
         }
     }
 
-    fn ends_within(&self, limit: Duration) -> Result<bool> {
-        let latest = Instant::now() + limit;
-        loop {
+    /// Waits for its end, and until nobody else holds the pod, which what it leaves behind does for a moment.
+    fn is_gone_by(&self, latest: Instant) -> Result<bool> {
+        while let Some(handle) = &self.handle {
             let left = latest.saturating_duration_since(Instant::now());
             let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-            match poll(&mut [PollFd::new(self.handle.as_fd(), PollFlags::POLLIN)], timeout) {
+            match poll(&mut [PollFd::new(handle.as_fd(), PollFlags::POLLIN)], timeout) {
                 Ok(0) if left.is_zero() => return Ok(false),
                 Ok(0) | Err(nix::errno::Errno::EINTR) => {}
-                Ok(_) => return Ok(true),
+                Ok(_) => break,
                 Err(errno) => return Err(errno.into()),
             }
         }
+        Ok(self.dir.is_dead_by(latest)?)
     }
 }

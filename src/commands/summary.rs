@@ -114,7 +114,7 @@ impl PodSummary {
                     summary.addresses = addresses;
                 }
             }
-            Phase::Exited { stage1, finished, report } => {
+            Phase::Exited { stage1, finished, report, .. } => {
                 summary.stage1 = stage1;
                 summary.finished = Some(Timestamp::from_seconds(finished).to_string());
                 summary.exit_code = Some(report.code);

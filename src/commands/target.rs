@@ -1,10 +1,10 @@
 //! The running pod and the app in it that a command is about.
 
 use anyhow::{Result, bail};
+use podvm_pod::PodDir;
 use podvm_pod::client::SupervisorClient;
 use podvm_pod::directory::PodState;
 use podvm_pod::manifest::{AppName, PodManifest};
-use podvm_pod::{PodDir, Uuid};
 
 use crate::config::Config;
 
@@ -34,11 +34,6 @@ impl RunningPod {
     /// The way to its supervisor.
     pub fn client(&self) -> SupervisorClient {
         SupervisorClient::of_pod(&self.dir)
-    }
-
-    /// Its name.
-    pub fn uuid(&self) -> Uuid {
-        self.manifest.uuid
     }
 
     /// The app of that name, or the only one.

@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::CWD;
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
 use rustix::io::Errno;
 pub use rustix::mount::MountAttrFlags;
 use rustix::mount::{
@@ -88,11 +88,23 @@ pub fn virtual_filesystem(name: &str, options: &[(&str, &str)]) -> io::Result<Ow
 /// # Errors
 /// Those of open_tree(2).
 pub fn bind(source: &Path, recursive: bool) -> io::Result<OwnedFd> {
-    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    if recursive {
-        flags |= OpenTreeFlags::AT_RECURSIVE;
-    }
-    Ok(open_tree(CWD, source, flags)?)
+    Ok(open_tree(CWD, source, clone_flags(recursive))?)
+}
+
+/// As [`bind`], of a directory whose path was resolved before: a symbolic link on the way was put there since, perhaps by somebody
+/// who is not to have what it leads to, and is refused (`ELOOP`).
+///
+/// # Errors
+/// Those of openat2(2) and open_tree(2).
+pub fn bind_resolved(source: &Path, recursive: bool) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory = openat2(CWD, source, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS)?;
+    Ok(open_tree(directory, "", clone_flags(recursive) | OpenTreeFlags::AT_EMPTY_PATH)?)
+}
+
+fn clone_flags(recursive: bool) -> OpenTreeFlags {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    if recursive { flags | OpenTreeFlags::AT_RECURSIVE } else { flags }
 }
 
 /// Adds attributes to a mount and all below it.
@@ -137,4 +149,34 @@ fn set_attributes(mount: BorrowedFd<'_>, attributes: u64, users: Option<Borrowed
 /// Those of move_mount(2).
 pub fn attach(mount: impl AsFd, place: &Path) -> io::Result<()> {
     Ok(move_mount(mount, "", CWD, place, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn a_link_that_took_a_directorys_place_is_not_followed() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().canonicalize().unwrap();
+        let (sub, other) = (root.join("d/sub"), root.join("other"));
+        fs::create_dir_all(&sub).unwrap();
+        fs::create_dir(&other).unwrap();
+        match bind_resolved(&sub, true) {
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) => return eprintln!("skipped: {error}"),
+            bound => drop(bound.unwrap()),
+        }
+        fs::remove_dir(&sub).unwrap();
+        symlink(&other, &sub).unwrap();
+        assert_eq!(bind_resolved(&sub, true).unwrap_err().raw_os_error(), Some(libc::ELOOP));
+        // Nor one on the way.
+        fs::create_dir(other.join("sub")).unwrap();
+        fs::remove_file(&sub).unwrap();
+        fs::remove_dir(root.join("d")).unwrap();
+        symlink(&other, root.join("d")).unwrap();
+        assert_eq!(bind_resolved(&sub, true).unwrap_err().raw_os_error(), Some(libc::ELOOP));
+    }
 }

@@ -9,7 +9,7 @@ use podvm_pod::PodManifest;
 use podvm_pod::manifest::{IpcMode, NetworkMode, Volume, VolumeKind};
 
 use crate::handover::Part;
-use crate::mount::{MountAttrFlags, bind, layer, looped, map_owners, restrict};
+use crate::mount::{MountAttrFlags, bind, bind_resolved, layer, looped, map_owners, restrict};
 use crate::spec::{CGROUP, LAYERS, SHM, VOLUMES, WRITABLE};
 
 /// Devices that can be shown, but not made, where users are mapped.
@@ -46,6 +46,16 @@ pub enum TreeError {
         path: PathBuf,
         /// Why.
         source: io::Error,
+    },
+    /// A link has taken the place of a volume's directory, or of one above it.
+    #[error(
+        "volume {name}: a symbolic link is now on the way to {path}, and is not followed; prepare the pod anew if it is to be", path = .path.display()
+    )]
+    VolumeMoved {
+        /// Its name.
+        name: String,
+        /// Its directory.
+        path: PathBuf,
     },
     /// The owners of files of a volume cannot be shown as the pod's users.
     #[error(
@@ -144,9 +154,12 @@ fn shown(path: &Path, place: &Path, is_file: bool) -> Result<Part, TreeError> {
 fn shared_directory(volume: &Volume, source: &Path, users: Option<BorrowedFd<'_>>) -> Result<Part, TreeError> {
     let (name, path) = (volume.name.to_string(), source.to_owned());
     let place = Path::new(VOLUMES).join(&name);
-    let failed = |source| TreeError::Volume { name: name.clone(), path: path.clone(), source };
+    let failed = |source: io::Error| match source.raw_os_error() {
+        Some(libc::ELOOP) => TreeError::VolumeMoved { name: name.clone(), path: path.clone() },
+        _ => TreeError::Volume { name: name.clone(), path: path.clone(), source },
+    };
     // Only the directory's own mount is mapped: what is mounted below may not be mappable, and is not shown then.
-    let mount = bind(source, users.is_none()).map_err(failed)?;
+    let mount = bind_resolved(source, users.is_none()).map_err(failed)?;
     if volume.read_only {
         restrict(mount.as_fd(), MountAttrFlags::MOUNT_ATTR_RDONLY).map_err(failed)?;
     }

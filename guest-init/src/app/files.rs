@@ -6,15 +6,13 @@ use std::io::{BufReader, BufWriter, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
-use podvm_pod::archive::{ArchiveError, Archived, Policy, open_root, pack, unpack};
+use podvm_pod::archive::{ArchiveError, Archived, Policy, first_name, open_root, pack, unpack};
 
 use super::child::Pipes;
 use crate::sys::mount::Detached;
 
 /// Bytes read or written at a time.
 const CHUNK: usize = 64 << 10;
-/// The first name of a stream whose user gave a path that ends without one.
-const NAMELESS: &str = "files";
 
 /// Does what is asked; what goes wrong is said on the standard error. Returns the exit code.
 pub fn run(what: &Archived, pipes: &Pipes) -> u8 {
@@ -34,7 +32,7 @@ fn try_run(what: &Archived, pipes: &Pipes) -> Result<(), ArchiveError> {
     };
     match what {
         Archived::Out(path) => {
-            let name = path.file_name().map_or(Path::new(NAMELESS), Path::new);
+            let name = Path::new(first_name(path));
             pack_to(root.as_fd(), path, name, stream(&pipes.stdout).map_err(ArchiveError::Stream)?)
         }
         Archived::Root => {

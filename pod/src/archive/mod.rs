@@ -7,6 +7,7 @@
 mod pack;
 mod unpack;
 
+use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -35,6 +36,16 @@ pub enum ArchiveError {
     /// A name that leads upwards, or nowhere.
     #[error("the stream of files holds the name {0:?}, which leads out of its place; it was refused")]
     Name(String),
+    /// A first name that was not asked for.
+    #[error(
+        "the stream of files holds the name {name:?}, but {asked:?} was asked for; it was refused, and the app is not to be trusted"
+    )]
+    Unasked {
+        /// The name.
+        name: String,
+        /// What was asked for.
+        asked: String,
+    },
     /// Something on the way is no directory.
     #[error("{path}: there is no directory of that name, or a symbolic link is on the way, which is not followed", path = .0.display())]
     NoDirectory(PathBuf),
@@ -69,6 +80,13 @@ pub enum Archived {
         /// How it is understood.
         destination: Destination,
     },
+}
+
+/// The first name of the stream that a path is packed into.
+pub fn first_name(path: &Path) -> &OsStr {
+    /// Of a path that ends without a name.
+    const NAMELESS: &str = "files";
+    path.file_name().unwrap_or(OsStr::new(NAMELESS))
 }
 
 /// A directory that is the root of all paths.

@@ -11,8 +11,17 @@ fn packed(root: &Path, path: &str, top: &str) -> Vec<u8> {
     pack(open_root(root).unwrap().as_fd(), Path::new(path), Path::new(top), Vec::new()).unwrap()
 }
 
-fn unpacked(root: &Path, path: &str, policy: Policy, stream: &[u8]) -> Result<Unpacked, ArchiveError> {
+fn unpacked(root: &Path, path: &str, policy: Policy<'_>, stream: &[u8]) -> Result<Unpacked, ArchiveError> {
     unpack(open_root(root).unwrap().as_fd(), Path::new(path), Destination::Copy, policy, stream)
+}
+
+fn asked(name: &str) -> Policy<'_> {
+    Policy::OntoHost(OsStr::new(name))
+}
+
+/// Onto the host, whatever the first names are.
+fn inside_of(root: &Path, stream: &[u8]) -> Result<Unpacked, ArchiveError> {
+    unpack(open_root(root).unwrap().as_fd(), Path::new("/"), Destination::Inside, asked(""), stream)
 }
 
 fn contents(root: &Path, path: &str, stream: &[u8]) {
@@ -71,12 +80,12 @@ fn a_copy_goes_into_a_directory_or_gets_the_new_name() {
 #[test]
 fn the_host_takes_no_devices_and_no_privileged_programs() {
     let (from, to) = (tree(), tempdir().unwrap());
-    unpacked(to.path(), "/", Policy::OntoHost, &packed(from.path(), "src", "src")).unwrap();
+    unpacked(to.path(), "/", asked("src"), &packed(from.path(), "src", "src")).unwrap();
     assert_eq!(fs::metadata(to.path().join("src/file")).unwrap().mode() & 0o7777, 0o751);
     let mut header = entry(EntryType::Block, 0);
     header.set_device_major(8).unwrap();
     header.set_device_minor(0).unwrap();
-    let done = unpacked(to.path(), "/", Policy::OntoHost, &stream(&[("disk", header, "")])).unwrap();
+    let done = unpacked(to.path(), "/", asked("disk"), &stream(&[("disk", header, "")])).unwrap();
     assert_eq!((done.skipped, done.names), (1, vec![PathBuf::from("disk")]));
     assert!(!to.path().join("disk").exists());
 }
@@ -126,16 +135,52 @@ fn no_name_and_no_link_leads_out() {
         vec![("hard", link(EntryType::Link), "../outside/kept")],
         vec![("out", link(EntryType::Symlink), "../outside"), ("hard", link(EntryType::Link), "out/kept")],
     ] {
-        let error = unpacked(&inside, "/", Policy::OntoHost, &stream(&entries)).unwrap_err();
+        let error = inside_of(&inside, &stream(&entries)).unwrap_err();
         assert!(matches!(error, ArchiveError::Name(_) | ArchiveError::NoDirectory(_)), "{error}");
         assert_eq!(fs::read_dir(&outside).unwrap().count(), 1);
     }
     // A link that a file then takes the place of is replaced, not followed.
     let entries = [("out", link(EntryType::Symlink), "../outside/kept"), ("out", regular(), "x")];
-    unpacked(&inside, "/", Policy::OntoHost, &stream(&entries)).unwrap();
+    inside_of(&inside, &stream(&entries)).unwrap();
     assert_eq!(fs::read(outside.join("kept")).unwrap(), b"kept");
     assert_eq!(fs::read(inside.join("out")).unwrap(), b"x");
     assert!(!inside.join("hard").exists());
+}
+
+#[test]
+fn the_host_gets_no_name_that_was_not_asked_for() {
+    let home = tempdir().unwrap();
+    fs::create_dir(home.path().join(".ssh")).unwrap();
+    fs::write(home.path().join(".bashrc"), "mine").unwrap();
+    let regular = || entry(EntryType::Regular, 1);
+    for entries in [
+        vec![(".bashrc", regular(), "x")],
+        vec![("./.ssh/authorized_keys", regular(), "x")],
+        vec![("motd", entry(EntryType::Directory, 0), ""), (".ssh", entry(EntryType::Directory, 0), "")],
+        vec![("motd", entry(EntryType::Link, 0), ".bashrc")],
+        vec![(".", entry(EntryType::Directory, 0), "")],
+    ] {
+        let error = unpacked(home.path(), "/", asked("motd"), &stream(&entries)).unwrap_err();
+        assert!(matches!(error, ArchiveError::Unasked { .. }), "{error}");
+        assert!(error.to_string().contains("motd"), "{error}");
+    }
+    assert_eq!(fs::read(home.path().join(".bashrc")).unwrap(), b"mine");
+    assert_eq!(fs::read_dir(home.path().join(".ssh")).unwrap().count(), 0);
+    unpacked(home.path(), "/new", asked("motd"), &stream(&[("motd", regular(), "x")])).unwrap();
+    assert_eq!(fs::read(home.path().join("new")).unwrap(), b"x");
+}
+
+#[test]
+fn directories_of_the_host_keep_their_mode_and_new_ones_get_the_streams() {
+    let home = tempdir().unwrap();
+    let mode = |name: &str| fs::metadata(home.path().join(name)).unwrap().mode() & 0o7777;
+    fs::create_dir(home.path().join("kept")).unwrap();
+    fs::set_permissions(home.path().join("kept"), PermissionsExt::from_mode(0o700)).unwrap();
+    let directory = |name| (name, entry(EntryType::Directory, 0), "");
+    let bytes = stream(&[directory("srv"), directory("srv/kept"), directory("srv/new")]);
+    let root = open_root(home.path()).unwrap();
+    unpack(root.as_fd(), Path::new("/"), Destination::Contents, asked("srv"), bytes.as_slice()).unwrap();
+    assert_eq!((mode("kept"), mode("new")), (0o700, 0o644));
 }
 
 #[test]
@@ -154,7 +199,7 @@ fn a_header_that_promises_a_name_without_end_is_refused() {
     let folder = tempdir().unwrap();
     let mut header = entry(EntryType::GNULongName, 1 << 40);
     header.set_cksum();
-    let error = unpacked(folder.path(), "/", Policy::OntoHost, header.as_bytes()).unwrap_err();
+    let error = inside_of(folder.path(), header.as_bytes()).unwrap_err();
     assert!(matches!(error, ArchiveError::Header(_)), "{error}");
 }
 
@@ -170,7 +215,7 @@ proptest! {
         let mut bytes = stream(&[("a", link, &target), (&name, entry(EntryType::new(kind), 0), &target)]);
         bytes.truncate(bytes.len() - 1024);
         bytes.extend(&noise);
-        let _ = unpacked(&inside, "/", Policy::OntoHost, &bytes);
+        let _ = inside_of(&inside, &bytes);
         prop_assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 }

@@ -24,11 +24,12 @@ const MAX_TOLD: usize = 16;
 
 /// What is taken from a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Policy {
+pub enum Policy<'a> {
     /// Everything: into an app, which has no more of it than its walls allow.
     IntoApp,
-    /// No device files, and no file that runs with its owner's privileges: from an app, which may mean harm.
-    OntoHost,
+    /// From an app, which may mean harm: no device files, no file that runs with its owner's privileges, and no first name
+    /// but this one, so that the app does not choose what is replaced in a directory. Directories that are there stay as they are.
+    OntoHost(&'a OsStr),
 }
 
 /// Where a stream goes.
@@ -60,7 +61,7 @@ pub fn unpack(
     root: BorrowedFd<'_>,
     path: &Path,
     destination: Destination,
-    policy: Policy,
+    policy: Policy<'_>,
     from: impl Read,
 ) -> Result<Unpacked, ArchiveError> {
     let (base, top) = match (directory_within(root, path)?, destination) {
@@ -140,16 +141,16 @@ fn text(mut bytes: Vec<u8>) -> Vec<u8> {
     bytes
 }
 
-struct Unpacker {
+struct Unpacker<'a> {
     base: OwnedFd,
     destination: Destination,
     /// What the stream's first name becomes.
     top: Option<OsString>,
-    policy: Policy,
+    policy: Policy<'a>,
     done: Unpacked,
 }
 
-impl Unpacker {
+impl Unpacker<'_> {
     fn entry(&mut self, entry: &mut Entry<'_, impl Read>, names: LongNames) -> Result<(), ArchiveError> {
         let path = names.path.unwrap_or_else(|| entry.path_bytes().into_owned());
         let path = self.placed(&path)?;
@@ -161,7 +162,7 @@ impl Unpacker {
         let owner = Owner::of(entry, self.policy)?;
         match header.entry_type() {
             EntryType::Directory => {
-                return make_directory(parent.as_fd(), name, &owner).map_err(|errno| match errno {
+                return make_directory(parent.as_fd(), name, &owner, self.policy).map_err(|errno| match errno {
                     Errno::NOTDIR | Errno::LOOP => ArchiveError::NoDirectory(path),
                     errno => at(&path)(errno),
                 });
@@ -216,6 +217,7 @@ impl Unpacker {
                 _ => return Err(wrong()),
             }
         }
+        self.check_first(parts.first().copied().unwrap_or_default())?;
         if self.destination == Destination::Inside || (self.destination == Destination::Copy && self.top.is_none()) {
             return Ok(parts.iter().collect());
         }
@@ -223,6 +225,16 @@ impl Unpacker {
             return Err(wrong());
         }
         Ok(self.top.as_deref().into_iter().chain(parts.into_iter().skip(1)).collect())
+    }
+
+    fn check_first(&self, name: &OsStr) -> Result<(), ArchiveError> {
+        match self.policy {
+            Policy::OntoHost(asked) if self.destination != Destination::Inside && name != asked => {
+                let shown = |name: &OsStr| name.to_string_lossy().into_owned();
+                Err(ArchiveError::Unasked { name: shown(name), asked: shown(asked) })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The directory at a path below the base; made where it is missing, if wanted. No symbolic link is followed.
@@ -255,7 +267,7 @@ struct Owner {
 }
 
 impl Owner {
-    fn of(entry: &Entry<'_, impl Read>, policy: Policy) -> Result<Self, ArchiveError> {
+    fn of(entry: &Entry<'_, impl Read>, policy: Policy<'_>) -> Result<Self, ArchiveError> {
         let header = entry.header();
         let invalid = || ArchiveError::Stream(io::ErrorKind::InvalidData.into());
         let number = |number: io::Result<u64>| number.ok().and_then(|number| u32::try_from(number).ok());
@@ -263,7 +275,7 @@ impl Owner {
         let allowed = match policy {
             Policy::IntoApp => 0o7777,
             // What runs with its owner's privileges would be the app's hand at the host.
-            Policy::OntoHost => 0o1777,
+            Policy::OntoHost(_) => 0o1777,
         };
         Ok(Self {
             uid: number(header.uid()).filter(|uid| *uid != u32::MAX).ok_or_else(invalid)?,
@@ -298,13 +310,18 @@ fn make_room(directory: BorrowedFd<'_>, name: &OsStr) -> Result<(), Errno> {
     }
 }
 
-fn make_directory(parent: BorrowedFd<'_>, name: &OsStr, owner: &Owner) -> Result<(), Errno> {
-    match mkdirat(parent, name, Mode::from_raw_mode(0o700)) {
-        Err(Errno::EXIST) => {}
-        other => other?,
-    }
+fn make_directory(parent: BorrowedFd<'_>, name: &OsStr, owner: &Owner, policy: Policy<'_>) -> Result<(), Errno> {
+    let is_there = match mkdirat(parent, name, Mode::from_raw_mode(0o700)) {
+        Err(Errno::EXIST) => true,
+        other => other.map(|()| false)?,
+    };
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    owner.give(openat(parent, name, flags, Mode::empty())?.as_fd())
+    let directory = openat(parent, name, flags, Mode::empty())?;
+    match policy {
+        // Who may enter a directory of the host is not the app's to say.
+        Policy::OntoHost(_) if is_there => Ok(()),
+        _ => owner.give(directory.as_fd()),
+    }
 }
 
 fn make_node(parent: BorrowedFd<'_>, name: &OsStr, kind: FileType, device: u64, owner: &Owner) -> Result<(), Errno> {

@@ -6,13 +6,14 @@
 
 mod exec;
 mod files;
+mod timed;
 
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub use exec::{ExecStreams, exec};
 pub use files::{FilesError, get_files, put_files};
@@ -25,8 +26,9 @@ use crate::protocol::{
     write_frame,
 };
 use crate::status::{AppStats, AppStatus, ExitStatus, ProcessInfo};
+use timed::Timed;
 
-/// How long an answer that needs no waiting may take. A guest under an emulator or a loaded host is slow, not dead.
+/// How long an answer that needs no waiting may take, to its last byte. A guest under an emulator or a loaded host is slow, not dead.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 /// Longest line of the handshake.
 const MAX_HANDSHAKE_BYTES: usize = 64;
@@ -81,12 +83,14 @@ impl From<io::Error> for ClientError {
     }
 }
 
-type Connect = dyn Fn() -> io::Result<UnixStream> + Send + Sync;
+/// Makes a connection that is over at the time given.
+type Connect = dyn Fn(Instant) -> io::Result<Timed> + Send + Sync;
 
 /// A way to one pod's supervisor.
 #[derive(Clone)]
 pub struct SupervisorClient {
     connect: Arc<Connect>,
+    patience: Duration,
 }
 
 impl std::fmt::Debug for SupervisorClient {
@@ -98,13 +102,21 @@ impl std::fmt::Debug for SupervisorClient {
 impl SupervisorClient {
     /// A client whose connections are made by this function, past any handshake.
     pub fn new(connect: impl Fn() -> io::Result<UnixStream> + Send + Sync + 'static) -> Self {
-        Self { connect: Arc::new(connect) }
+        let connect = move |latest| connect().map(|connection| Timed::new(connection, latest));
+        Self { connect: Arc::new(connect), patience: ANSWER_TIMEOUT }
     }
 
     /// The client for a process that is not the pod's.
     pub fn of_pod(dir: &PodDir) -> Self {
         let socket = dir.supervisor_socket();
-        Self::new(move || connect_to_port(&socket, REQUEST_PORT))
+        let connect = move |latest| connect_to_port(&socket, REQUEST_PORT, latest);
+        Self { connect: Arc::new(connect), patience: ANSWER_TIMEOUT }
+    }
+
+    /// A client that gives up after this time, if that is shorter than the usual one.
+    #[must_use]
+    pub fn with_patience(self, patience: Duration) -> Self {
+        Self { patience: patience.min(self.patience), ..self }
     }
 
     /// The state of every app, with its main process if it was started.
@@ -209,8 +221,7 @@ impl SupervisorClient {
     /// # Errors
     /// [`ClientError`].
     pub fn wait(&self, process: ProcessId) -> Result<ExitStatus, ClientError> {
-        let mut connection = self.send(Request::Wait { process })?;
-        connection.set_read_timeout(None).map_err(ClientError::Unreachable)?;
+        let mut connection = self.send(Request::Wait { process })?.into_untimed()?;
         match answer(&mut connection)? {
             Response::Exited { status } => Ok(status),
             _ => Err(ClientError::Unexpected),
@@ -236,11 +247,7 @@ impl SupervisorClient {
     fn open(&self, request: Request) -> Result<UnixStream, ClientError> {
         let mut connection = self.send(request)?;
         match answer(&mut connection)? {
-            Response::Stream => {
-                connection.set_read_timeout(None).map_err(ClientError::Unreachable)?;
-                connection.set_write_timeout(None).map_err(ClientError::Unreachable)?;
-                Ok(connection)
-            }
+            Response::Stream => Ok(connection.into_untimed()?),
             _ => Err(ClientError::Unexpected),
         }
     }
@@ -256,17 +263,19 @@ impl SupervisorClient {
         answer(&mut self.send(request)?)
     }
 
-    fn send(&self, request: Request) -> Result<UnixStream, ClientError> {
-        let mut connection = (self.connect)().map_err(ClientError::Unreachable)?;
-        connection.set_read_timeout(Some(ANSWER_TIMEOUT)).map_err(ClientError::Unreachable)?;
-        connection.set_write_timeout(Some(ANSWER_TIMEOUT)).map_err(ClientError::Unreachable)?;
+    fn send(&self, request: Request) -> Result<Timed, ClientError> {
+        let latest = Instant::now() + self.patience;
+        let mut connection = (self.connect)(latest).map_err(|error| match error.kind() {
+            io::ErrorKind::WouldBlock => ClientError::Silent,
+            _ => ClientError::Unreachable(error),
+        })?;
         write_frame(&mut connection, &Envelope::new(request))?;
         Ok(connection)
     }
 }
 
 /// Reads an answer; the supervisor's refusal is an error.
-fn answer(connection: &mut UnixStream) -> Result<Response, ClientError> {
+fn answer(connection: &mut impl io::Read) -> Result<Response, ClientError> {
     match read_frame(connection)? {
         Response::Error { message, code } => {
             Err(ClientError::Refused { message: crate::console::printable(&message), code })
@@ -276,21 +285,19 @@ fn answer(connection: &mut UnixStream) -> Result<Response, ClientError> {
 }
 
 /// Connects to a port behind a Unix socket. The socket's folder is opened first, so that its path may be of any length.
-fn connect_to_port(socket: &Path, port: u32) -> io::Result<UnixStream> {
+fn connect_to_port(socket: &Path, port: u32, latest: Instant) -> io::Result<Timed> {
     let invalid = || io::Error::from(io::ErrorKind::InvalidInput);
     let folder = std::fs::File::open(socket.parent().ok_or_else(invalid)?)?;
     let name = socket.file_name().ok_or_else(invalid)?;
     let short = PathBuf::from(format!("/proc/self/fd/{}", folder.as_raw_fd())).join(name);
-    let mut connection = UnixStream::connect(short)?;
-    connection.set_read_timeout(Some(ANSWER_TIMEOUT))?;
-    connection.set_write_timeout(Some(ANSWER_TIMEOUT))?;
+    let mut connection = Timed::connect(&short, latest)?;
     connection.write_all(format!("CONNECT {port}\n").as_bytes())?;
     let line = read_line(&mut connection)?;
     if line.starts_with(b"OK ") { Ok(connection) } else { Err(io::ErrorKind::ConnectionRefused.into()) }
 }
 
 /// Reads up to the first newline and not a byte further: what follows belongs to the frames.
-fn read_line(connection: &mut UnixStream) -> io::Result<Vec<u8>> {
+fn read_line(connection: &mut impl io::Read) -> io::Result<Vec<u8>> {
     let mut line = Vec::new();
     let mut byte = [0];
     while line.len() < MAX_HANDSHAKE_BYTES {
@@ -330,6 +337,11 @@ mod tests {
         (folder, deep.join("supervisor.sock"))
     }
 
+    fn client(socket: PathBuf) -> SupervisorClient {
+        let connect = move |latest| connect_to_port(&socket, REQUEST_PORT, latest);
+        SupervisorClient { connect: Arc::new(connect), patience: ANSWER_TIMEOUT }
+    }
+
     fn listen(socket: &Path) -> UnixListener {
         let folder = std::fs::File::open(socket.parent().unwrap()).unwrap();
         UnixListener::bind(format!("/proc/self/fd/{}/supervisor.sock", folder.as_raw_fd())).unwrap()
@@ -339,7 +351,7 @@ mod tests {
     fn a_request_goes_through_the_handshake_at_any_path_length() {
         let (_folder, socket) = deep_socket();
         let server = serve_one(listen(&socket), "OK 1073741824\n", Response::Done);
-        let client = SupervisorClient::new(move || connect_to_port(&socket, REQUEST_PORT));
+        let client = client(socket);
         client.stop(Duration::from_secs(3)).unwrap();
         assert_eq!(server.join().unwrap(), Request::Stop { grace_ms: 3_000 });
     }
@@ -349,8 +361,7 @@ mod tests {
         let (_folder, socket) = deep_socket();
         let refusal = Response::Error { message: "no \u{1b}[31mway".into(), code: 127 };
         let _server = serve_one(listen(&socket), "OK 1\n", refusal);
-        let client = SupervisorClient::new(move || connect_to_port(&socket, REQUEST_PORT));
-        let error = client.stats().unwrap_err();
+        let error = client(socket).stats().unwrap_err();
         assert_eq!(error.exit_code(), 127);
         assert!(!error.to_string().contains('\u{1b}'), "{error}");
     }
@@ -358,7 +369,28 @@ mod tests {
     #[test]
     fn a_pod_without_a_socket_is_unreachable() {
         let (_folder, socket) = deep_socket();
-        let client = SupervisorClient::new(move || connect_to_port(&socket, REQUEST_PORT));
-        assert!(matches!(client.status(), Err(ClientError::Unreachable(_))));
+        assert!(matches!(client(socket).status(), Err(ClientError::Unreachable(_))));
+    }
+
+    #[test]
+    fn an_answer_that_comes_byte_by_byte_is_given_up_in_time() {
+        let (_folder, socket) = deep_socket();
+        for (reply, frame) in [("OK 1\n", (1_u32 << 20).to_le_bytes()), ("", *b"OK 1")] {
+            let listener = listen(&socket);
+            let _server = std::thread::spawn(move || {
+                let (mut connection, _) = listener.accept().unwrap();
+                let drip = |connection: &mut UnixStream| {
+                    std::thread::sleep(Duration::from_millis(50));
+                    connection.write_all(b" ")
+                };
+                connection.write_all(reply.as_bytes()).and_then(|()| connection.write_all(&frame)).unwrap();
+                while drip(&mut connection).is_ok() {}
+            });
+            let begun = Instant::now();
+            let error = client(socket.clone()).with_patience(Duration::from_millis(300)).stats().unwrap_err();
+            assert!(matches!(error, ClientError::Silent), "{error}");
+            assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+            std::fs::remove_file(&socket).unwrap();
+        }
     }
 }

@@ -4,7 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag};
@@ -14,6 +14,9 @@ use super::{DirectoryError, PodDir, io_error};
 /// How often, and how long after, a lock that is held is tried for again: those who only look hold it for a moment, too.
 const ATTEMPTS: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(1);
+
+/// How often it is looked whether a pod that is about to end is gone: less than a person notices.
+const LOOK_INTERVAL: Duration = Duration::from_millis(5);
 
 /// What came of trying for a lock.
 #[derive(Debug)]
@@ -77,7 +80,21 @@ impl PodDir {
         }
     }
 
-    /// Waits until no process holds the pod's lock.
+    /// Waits until no process holds the pod's lock, at most until `latest`; returns whether none does.
+    ///
+    /// # Errors
+    /// Those of [`Self::is_alive`].
+    pub fn is_dead_by(&self, latest: Instant) -> Result<bool, DirectoryError> {
+        while self.is_alive()? {
+            if Instant::now() >= latest {
+                return Ok(false);
+            }
+            std::thread::sleep(LOOK_INTERVAL);
+        }
+        Ok(true)
+    }
+
+    /// Waits until no process holds the pod's lock, however long that is.
     ///
     /// # Errors
     /// [`DirectoryError::Io`], [`DirectoryError::NoDirectory`]; a directory that is gone is not alive.

@@ -56,6 +56,8 @@ use phase::STATE;
 
 /// The file that holds the manifest.
 const MANIFEST: &str = "manifest.json";
+/// The folder of the apps' logs.
+const LOGS: &str = "logs";
 /// How often a new directory is made again when a collection took it for a crash's leftover.
 const ATTEMPTS: u32 = 1000;
 
@@ -160,7 +162,7 @@ impl PodsRoot {
             let lock = make_locked(&new)?.ok_or(DirectoryError::Alive(manifest.uuid))?;
             reach(FaultPoint::PrepareLocked);
             let dir = PodDir { path: new.clone(), uuid: manifest.uuid };
-            let logs = new.join("logs");
+            let logs = new.join(LOGS);
             fs::DirBuilder::new().mode(0o700).create(&logs).map_err(io_error(&logs))?;
             dir.write_json(MANIFEST, &manifest)?;
             reach(FaultPoint::PrepareManifestWritten);
@@ -273,7 +275,7 @@ impl PodDir {
 
     /// The folder of the apps' logs.
     pub fn logs(&self) -> PathBuf {
-        self.path.join("logs")
+        self.path.join(LOGS)
     }
 
     /// The manifest.
@@ -303,5 +305,29 @@ impl PodDir {
             return Err(DirectoryError::NotPrepared(self.uuid));
         };
         Ok((PreparedPod { dir: self.clone(), manifest: self.manifest()?, lock }, stage1))
+    }
+
+    /// Makes a pod whose start by this process failed as it was before: prepared for these walls. Nothing of it has run. `undo` gives
+    /// back what it had outside its directory. A pod that is gone, or was started by another process meanwhile, is left alone.
+    ///
+    /// # Errors
+    /// [`DirectoryError::Alive`] when another process has it, those of `undo`, [`DirectoryError::Io`].
+    pub fn restore_prepared<E: From<DirectoryError>>(
+        &self,
+        stage1: Stage1Kind,
+        undo: impl FnOnce(&Self) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let _lock = match lock_exclusive(&self.path)? {
+            Locking::Taken(lock) => lock,
+            Locking::Held => return Err(DirectoryError::Alive(self.uuid).into()),
+            Locking::Gone => return Ok(()),
+        };
+        let own = std::process::id() as i32;
+        if !matches!(self.read_json(STATE)?, Phase::Starting { pid, .. } if pid == own) {
+            return Ok(());
+        }
+        undo(self)?;
+        self.remove_all_but(&[MANIFEST, STATE, LOGS])?;
+        Ok(self.write_json(STATE, &Phase::Prepared { stage1: Some(stage1) })?)
     }
 }

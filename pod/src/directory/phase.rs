@@ -47,6 +47,9 @@ pub enum Phase {
     },
     /// The pod has ended and said how.
     Exited {
+        /// The process that was the pod, and is for a moment more; older pods do not tell.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pid: Option<i32>,
         /// Which walls it had; older pods do not tell.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         stage1: Option<Stage1Kind>,
@@ -55,6 +58,17 @@ pub enum Phase {
         /// How.
         report: PodReport,
     },
+}
+
+impl Phase {
+    /// The process that is the pod, or was, as far as it is on record.
+    pub fn pid(&self) -> Option<i32> {
+        match self {
+            Self::Prepared { .. } => None,
+            Self::Starting { pid, .. } | Self::Running { pid, .. } => Some(*pid),
+            Self::Exited { pid, .. } => *pid,
+        }
+    }
 }
 
 /// A pod's state: what it recorded, seen in the light of its lock.

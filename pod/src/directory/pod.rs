@@ -8,7 +8,7 @@ use nix::fcntl::Flock;
 use super::json::replace_json_at;
 use super::lock::sync;
 use super::phase::{Phase, STATE};
-use super::{DirectoryError, MANIFEST, PodDir, io_error};
+use super::{DirectoryError, LOGS, MANIFEST, PodDir, io_error};
 use crate::fault::{FaultPoint, reach};
 use crate::manifest::PodManifest;
 use crate::stage1::Stage1Kind;
@@ -117,7 +117,8 @@ impl RunningPod {
     /// # Errors
     /// [`DirectoryError::Io`].
     pub fn record_exit(&self, finished: u64, report: &PodReport) -> Result<(), DirectoryError> {
-        self.record(&Phase::Exited { stage1: Some(self.stage1), finished, report: report.clone() })
+        let (pid, stage1) = (Some(self.pid), Some(self.stage1));
+        self.record(&Phase::Exited { pid, stage1, finished, report: report.clone() })
     }
 
     /// Opens the folder of the apps' logs.
@@ -127,7 +128,7 @@ impl RunningPod {
     pub fn open_logs(&self) -> Result<std::os::fd::OwnedFd, DirectoryError> {
         use nix::fcntl::{OFlag, openat};
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        openat(self.pod.lock.as_fd(), "logs", flags, nix::sys::stat::Mode::empty())
+        openat(self.pod.lock.as_fd(), LOGS, flags, nix::sys::stat::Mode::empty())
             .map_err(|errno| io_error(&self.pod.dir.logs())(errno.into()))
     }
 

@@ -81,6 +81,19 @@ impl PodDir {
     }
 }
 
+impl PodDir {
+    /// Removes all files and folders of the directory but these.
+    pub(super) fn remove_all_but(&self, kept: &[&str]) -> Result<(), DirectoryError> {
+        for entry in fs::read_dir(&self.path).map_err(io_error(&self.path))? {
+            let entry = entry.map_err(io_error(&self.path))?;
+            if !kept.iter().any(|name| entry.file_name() == *name) {
+                remove_tree(&entry.path())?;
+            }
+        }
+        Ok(())
+    }
+}
+
 /// What is left of a pod that is no more: its files.
 #[derive(Debug)]
 #[must_use = "the files are removed by a call"]

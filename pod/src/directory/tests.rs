@@ -46,10 +46,30 @@ fn a_recorded_exit_outlives_the_process() {
     drop(running);
     let (state, phase) = dir.state().unwrap();
     assert_eq!(state, PodState::Exited);
-    assert_eq!(phase, Phase::Exited { stage1: Some(Stage1Kind::Ns), finished: 9, report });
+    let pid = Some(std::process::id() as i32);
+    assert_eq!(phase, Phase::Exited { pid, stage1: Some(Stage1Kind::Ns), finished: 9, report });
     dir.remove().unwrap();
     dir.remove().unwrap();
     assert!(pods.list().unwrap().is_empty());
+}
+
+#[test]
+fn an_end_of_an_older_podvm_is_read() {
+    let json =
+        r#"{"phase": "exited", "finished": 9, "report": {"code": 3, "failed_app": null, "error": null, "apps": []}}"#;
+    let phase: Phase = serde_json::from_str(json).unwrap();
+    assert_eq!(phase.pid(), None);
+}
+
+#[test]
+fn a_wait_for_the_end_has_a_limit() {
+    let root = tempfile::tempdir().unwrap();
+    let pod = PodsRoot::new(root.path()).prepare(manifest()).unwrap();
+    let dir = pod.dir().clone();
+    let soon = || std::time::Instant::now() + std::time::Duration::from_millis(50);
+    assert!(!dir.is_dead_by(soon()).unwrap());
+    drop(pod);
+    assert!(dir.is_dead_by(soon()).unwrap());
 }
 
 #[test]
@@ -134,6 +154,42 @@ fn a_prepared_pod_is_claimed_by_one_and_once() {
     assert!(matches!(dir.claim(), Err(DirectoryError::NotPrepared(_))));
     dir.remove().unwrap();
     assert!(matches!(dir.claim(), Err(DirectoryError::NotFound(_))));
+}
+
+#[test]
+fn a_pod_whose_start_failed_is_as_it_was_prepared() {
+    let root = tempfile::tempdir().unwrap();
+    let pods = PodsRoot::new(root.path());
+    let dir = pods.prepare(manifest()).unwrap().leave(Stage1Kind::Ns).unwrap();
+    let restore = || dir.restore_prepared(Stage1Kind::Ns, |_| Ok::<_, DirectoryError>(()));
+    let (pod, stage1) = dir.claim().unwrap();
+    let running = pod.start(stage1).unwrap();
+    for file in ["writable.img", "supervisor.sock", "cgroup"] {
+        fs::write(dir.path().join(file), "left").unwrap();
+    }
+    fs::create_dir(dir.path().join("writable")).unwrap();
+    assert!(matches!(restore(), Err(DirectoryError::Alive(_))));
+    drop(running);
+    restore().unwrap();
+    assert_eq!(dir.state().unwrap().0, PodState::Prepared);
+    let mut left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    left.sort();
+    assert_eq!(left, ["logs", "manifest.json", "state.json"]);
+    drop(dir.claim().unwrap().0.start(stage1).unwrap());
+}
+
+#[test]
+fn only_a_start_of_this_process_is_taken_back() {
+    let root = tempfile::tempdir().unwrap();
+    let pods = PodsRoot::new(root.path());
+    let dir = pods.prepare(manifest()).unwrap().leave(Stage1Kind::Ns).unwrap();
+    let restore = || dir.restore_prepared(Stage1Kind::Ns, |_| Ok::<_, DirectoryError>(()));
+    dir.write_json("state.json", &Phase::Starting { pid: 1, stage1: Stage1Kind::Ns }).unwrap();
+    restore().unwrap();
+    assert_eq!(dir.state().unwrap().0, PodState::Aborted);
+    dir.remove().unwrap();
+    restore().unwrap();
+    assert!(pods.list().unwrap().is_empty());
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::path::{Component, Path};
 
 use podvm_image::{ResolvedImage, Store};
 use podvm_pod::PodManifest;
-use podvm_pod::manifest::{App, AppName, MANIFEST_VERSION, RESOURCES, is_host_name};
+use podvm_pod::manifest::{App, AppName, DnsWord, MANIFEST_VERSION, RESOURCES, is_host_name};
 use podvm_pod::stage1::Stage1Kind;
 use podvm_pod::timestamp::Timestamp;
 use uuid::Uuid;
@@ -56,6 +56,10 @@ fn parse(bytes: &[u8]) -> Result<PodManifest, Fault> {
     if manifest.version > MANIFEST_VERSION {
         return Err(format!("it is of version {}, made by a newer podvm; use that one", manifest.version));
     }
+    for app in &mut manifest.apps {
+        // By components, so that outer places come before those inside them, which they would cover.
+        app.mounts.sort_by(|one, other| one.path.cmp(&other.path));
+    }
     let uuid = Uuid::new_v4();
     if manifest.hostname == default_hostname(manifest.uuid) {
         let old = std::mem::replace(&mut manifest.hostname, default_hostname(uuid));
@@ -81,6 +85,12 @@ fn check_shape(manifest: &PodManifest) -> Result<(), Fault> {
     if let Some(name) = names.chain(&manifest.dns.search).find(|name| !is_host_name(name)) {
         return Err(format!("{name:?} is no name of a host; use letters, digits, dashes and dots"));
     }
+    manifest
+        .dns
+        .options
+        .iter()
+        .try_for_each(|option| option.parse::<DnsWord>().map(drop))
+        .map_err(|error| error.to_string())?;
     let is_app = |name: &AppName| manifest.apps.iter().any(|app| app.name == *name);
     if let Some(port) = manifest.ports.iter().find(|port| port.app.as_ref().is_some_and(|app| !is_app(app))) {
         return Err(format!("port {} is of an app that the pod does not have", port.name));
@@ -106,6 +116,9 @@ fn check_app(app: &App, manifest: &PodManifest) -> Result<(), Fault> {
     }
     if let Some(limit) = app.isolators.rlimits.iter().find(|limit| !RESOURCES.contains(&limit.name.as_str())) {
         return Err(format!("there is no resource {:?} to limit; use one of {}", limit.name, RESOURCES.join(", ")));
+    }
+    if let Some(limit) = app.isolators.rlimits.iter().find(|limit| limit.soft > limit.hard) {
+        return Err(format!("the soft limit of {} is above the hard one; swap them", limit.name));
     }
     for mount in &app.mounts {
         if manifest.volume(&mount.volume).is_none() {
@@ -144,11 +157,11 @@ mod tests {
             "version": 1, "uuid": old, "created": 1, "hostname": default_hostname(old),
             "apps": [{
                 "name": "web", "image": {"name": "nginx", "id": "sha256:0", "layers": []}, "exec": ["nginx"],
-                "working_directory": "/", "stop_signal": 15,
+                "working_directory": "/", "stop_signal": 15, "isolators": {},
                 "environment": [{"name": "HOSTNAME", "value": default_hostname(old)}],
                 "mounts": [{"volume": "site", "path": "/srv"}]
             }],
-            "volumes": [{"name": "site", "kind": {"kind": "empty"}}],
+            "volumes": [{"name": "site", "kind": {"kind": "empty"}}], "dns": {"options": []},
             "resources": {"memory": 1, "cpus": 1, "disk": 1}
         })
     }
@@ -164,6 +177,17 @@ mod tests {
     }
 
     #[test]
+    fn outer_places_come_before_those_inside_them() {
+        let mut changed = manifest();
+        let mount = |path: &str| serde_json::json!({"volume": "site", "path": path});
+        changed["apps"][0]["mounts"] =
+            serde_json::json!([mount("/srv/a/b"), mount("/srv-x"), mount("/srv"), mount("/a")]);
+        let made = parse(changed.to_string().as_bytes()).unwrap();
+        let paths: Vec<_> = made.apps[0].mounts.iter().map(|mount| mount.path.to_str().unwrap()).collect();
+        assert_eq!(paths, ["/a", "/srv", "/srv/a/b", "/srv-x"]);
+    }
+
+    #[test]
     fn what_the_types_do_not_promise_is_checked() {
         let message = |path: &str, value: serde_json::Value| {
             let mut changed = manifest();
@@ -171,6 +195,7 @@ mod tests {
             parse(changed.to_string().as_bytes()).and_then(|manifest| check_shape(&manifest)).unwrap_err()
         };
         let app = manifest()["apps"][0].clone();
+        let limits = |soft, hard| serde_json::json!({"rlimits": [{"name": "nofile", "soft": soft, "hard": hard}]});
         for (path, value, part) in [
             ("/version", 99.into(), "newer podvm"),
             ("/apps", serde_json::json!([]), "no apps"),
@@ -180,6 +205,8 @@ mod tests {
             ("/apps/0/working_directory", "srv".into(), "must be absolute"),
             ("/apps/0/mounts/0/path", "/srv/../etc".into(), "without .."),
             ("/apps/0/stop_signal", 99.into(), "stop signal 99"),
+            ("/apps/0/isolators", limits(2, 1), "soft limit of nofile is above"),
+            ("/dns/options", serde_json::json!(["ndots:2\nnameserver 192.0.2.1"]), "resolv.conf(5)"),
             ("/hostname", 1.into(), "cat-manifest"),
         ] {
             let message = message(path, value);

@@ -5,10 +5,11 @@
 
 use anyhow::{Result, bail};
 use podvm_pod::directory::PodState;
-
 use podvm_pod::runner::PodIo;
+use podvm_pod::{PodDir, Stage1Kind};
 
 use super::{Outcome, Reaper, RunArgs, require_files, resolve_pod, run_behind, sockets, start_pod};
+use crate::commands::RemoveError;
 use crate::config::Config;
 use crate::output::print_text;
 use crate::report;
@@ -66,7 +67,15 @@ pub fn run_prepared(args: &RunPreparedArgs, config: &Config) -> Result<u8> {
         if !args.quiet {
             sockets::remarks(&manifest, &sockets).iter().for_each(|line| report(line));
         }
-        let report = run_behind(stage1, config, pod, PodIo { sockets, ..io })?;
+        let report = run_behind(stage1, config, pod, PodIo { sockets, ..io }).inspect_err(|_| leave(&dir, stage1))?;
         Ok(Outcome::of(&report, &manifest, args.quiet).after(reaper))
     })
+}
+
+/// Leaves a pod that could not be started to be started again: what is in the way, such as a port that is in use, may go away.
+fn leave(dir: &PodDir, stage1: Stage1Kind) {
+    let restored = dir.restore_prepared(stage1, |dir| Ok::<_, RemoveError>(podvm_stage1_ns::undo(dir)?));
+    if let Err(error) = restored {
+        report(&format!("pod {} cannot be started again: {error}", dir.uuid()));
+    }
 }

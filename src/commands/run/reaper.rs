@@ -10,6 +10,7 @@ use anyhow::{Context, Result, anyhow};
 use nix::fcntl::OFlag;
 use nix::unistd::{ForkResult, fork, pipe2, read, setsid, write};
 use podvm_pod::PodDir;
+use podvm_pod::directory::Phase;
 use podvm_pod::fault::{FaultPoint, reach};
 
 use crate::commands::retire;
@@ -23,11 +24,12 @@ pub struct Reaper {
 }
 
 impl Reaper {
-    /// Forks the process. Must be called before the pod is prepared, so that the lock that says that the pod lives is not inherited,
-    /// and while the process has one thread.
+    /// Forks the process, which removes the pod only if this process has started it. Must be called before the pod is locked, so that
+    /// the lock that says that the pod lives is not inherited, and while the process has one thread.
     pub fn fork(pod: PodDir) -> Result<Self> {
         let (until, alive) = pipe2(OFlag::O_CLOEXEC)?;
         let (retired, tell) = pipe2(OFlag::O_CLOEXEC)?;
+        let starter = std::process::id() as i32;
         // SAFETY: the process has one thread, so the child may do all that this process could.
         match unsafe { fork() }.context("the process that is to remove the pod cannot be made")? {
             ForkResult::Parent { .. } => Ok(Self { alive, retired: retired.into() }),
@@ -38,6 +40,9 @@ impl Reaper {
                     reach(FaultPoint::ReaperWaits);
                     let _ = read(&until, &mut [0]);
                     pod.wait_until_dead()?;
+                    if !was_started_by(&pod, starter) {
+                        return Ok(());
+                    }
                     reach(FaultPoint::ReaperRemoves);
                     let files = retire(&pod)?;
                     // Nobody may listen any more.
@@ -55,6 +60,17 @@ impl Reaper {
     pub fn finish(mut self) -> Result<()> {
         drop(self.alive);
         self.retired.read_exact(&mut [0]).map_err(|_| anyhow!("it could not be removed; `podvm gc` tries again"))
+    }
+}
+
+/// Whether a pod that is not alive was this process's: one that was prepared before and could not be started is so still, or another
+/// process has started it.
+fn was_started_by(pod: &PodDir, starter: i32) -> bool {
+    match pod.state() {
+        Ok((_, Phase::Prepared { stage1 })) => stage1.is_none(),
+        Ok((_, phase)) => phase.pid() == Some(starter),
+        // It is gone, or so damaged that there is nothing to lose.
+        Err(_) => true,
     }
 }
 
@@ -76,4 +92,27 @@ fn keep_only(kept: [&OwnedFd; 2]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use podvm_pod::{PodsRoot, Stage1Kind};
+
+    use super::*;
+    use crate::commands::pod_without_apps;
+
+    #[test]
+    fn a_pod_that_is_prepared_or_another_process_started_is_not_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let pods = PodsRoot::new(folder.path());
+        let starter = std::process::id() as i32;
+        // One that `podvm run` made and could not start.
+        let cut_short = pods.prepare(pod_without_apps()).unwrap().dir().clone();
+        assert!(was_started_by(&cut_short, starter));
+        let dir = pods.prepare(pod_without_apps()).unwrap().leave(Stage1Kind::Ns).unwrap();
+        assert!(!was_started_by(&dir, starter));
+        drop(dir.claim().unwrap().0.start(Stage1Kind::Ns).unwrap());
+        assert!(was_started_by(&dir, starter));
+        assert!(!was_started_by(&dir, starter + 1));
+    }
 }

@@ -134,3 +134,22 @@ fn an_apps_root_is_exported_without_its_volumes() {
     let listed: Vec<_> = fs::read_dir(host.scratch()).unwrap().flatten().collect();
     assert_eq!(listed.len(), 1, "{listed:?}");
 }
+
+#[test]
+fn an_export_that_was_killed_leaves_nothing_and_stands_in_nobodys_way() {
+    let host = Host::new();
+    let pod = start(&host, "dd if=/dev/urandom of=/big bs=1M count=64; touch /made; trap exit TERM; sleep 600 & wait");
+    podvm_e2e::wait_for("the app has made its file", std::time::Duration::from_secs(120), || {
+        host.podvm(["exec", &pod, "--", "test", "-e", "/made"]).run().status.success().then_some(())
+    });
+    let file = host.scratch().join("root.tar");
+    let words = ["export", &pod, "--output", file.to_str().unwrap()];
+    let killed = host.podvm(words).spawn();
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    killed.signal(nix::sys::signal::Signal::SIGKILL);
+    killed.wait(std::time::Duration::from_secs(60));
+    host.podvm(words).run().expect_code(0);
+    assert!(fs::metadata(&file).unwrap().len() > 64 << 20);
+    let listed: Vec<_> = fs::read_dir(host.scratch()).unwrap().flatten().collect();
+    assert_eq!(listed.len(), 1, "{listed:?}");
+}

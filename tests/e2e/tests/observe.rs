@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use podvm_e2e::{Host, skip, wait_for};
+use podvm_e2e::{Host, Invocation, skip, wait_for};
 
 const A_WHILE: Duration = Duration::from_secs(60);
 
@@ -109,4 +109,34 @@ fn leaving_an_app_leaves_it_running() {
     host.podvm(["status", &pod]).run().expect_code(0).expect_stdout("running");
     host.podvm(["stop", &pod]).run().expect_code(0);
     host.podvm(["attach", &pod]).run().expect_code(254).expect_stderr("running");
+}
+
+#[test]
+fn an_attached_user_is_let_go_when_one_of_several_apps_ends() {
+    let host = Host::new();
+    let image = host.image("busybox");
+    let words =
+        ["run", "--detach", "--quiet", "--net=none", &image, "--name", "one", "--interactive", "--", "sh", "-c"];
+    let words = words.into_iter().chain(["read line; echo got $line", "---", &image, "--name", "other", "--"]);
+    let words = words.chain(["sh", "-c", "trap exit TERM; while :; do sleep 0.2; done"]);
+    let started = host.podvm(words).run().expect_code(0);
+    let pod = started.stdout.trim();
+    let attached = host.podvm(["attach", pod, "--app", "one"]).input("it\n").time_limit(A_WHILE).run().expect_code(0);
+    assert_eq!(attached.stdout, "got it\n");
+    host.podvm(["status", pod]).run().expect_code(0).expect_stdout("running");
+}
+
+#[test]
+fn what_is_typed_reaches_an_app_that_was_started_again() {
+    let host = Host::new();
+    let pod = start(&host, &["--tty", "--restart", "always"], "read line; echo got $line");
+    let podvm = podvm_e2e::prefix().join("bin/podvm");
+    let attach = format!("{} --root {} attach {pod}", podvm.display(), host.root().display());
+    let typist = format!("n=0; while :; do n=$((n+1)); echo $n; sleep 1; done | {attach}");
+    let attached = Invocation::new("/bin/sh", ["-c", &typist]).spawn();
+    wait_for("three lives have read a line", 2 * A_WHILE, || {
+        (attached.stdout().matches("got ").count() >= 3).then_some(())
+    });
+    host.podvm(["stop", "--force", &pod]).run().expect_code(0);
+    attached.wait(A_WHILE);
 }

@@ -110,3 +110,25 @@ fn links_modes_and_renames_are_those_of_a_filesystem() {
     let (b, e) = (fs::metadata(data.join("b")).unwrap(), fs::metadata(data.join("d/e")).unwrap());
     assert_eq!(b.ino(), e.ino());
 }
+
+#[test]
+fn a_link_that_took_a_volumes_place_since_the_pod_was_prepared_is_not_followed() {
+    let host = Host::empty();
+    let image = host.image("busybox");
+    let (source, other) = (host.directory("d/sub"), host.directory("other"));
+    fs::write(other.join("secret"), "secret").unwrap();
+    let volume = format!("v,kind=host,source={}", source.display());
+    let stage1 = format!("--stage1={}", podvm_e2e::stage1());
+    let words = ["prepare", &stage1, "--net=none", "--volume", &volume, &image, "--mount", "volume=v,target=/v", "--"];
+    let prepared = host.podvm(words.into_iter().chain(["ls", "/v"])).run().expect_code(0);
+    let uuid = prepared.stdout.trim();
+    // As another pod that may write to `d` could.
+    fs::remove_dir(&source).unwrap();
+    std::os::unix::fs::symlink(&other, &source).unwrap();
+    let refused = host.podvm(["run-prepared", uuid]).run().expect_code(254);
+    refused.expect_stderr("volume v").expect_stderr("symbolic link");
+    fs::remove_file(&source).unwrap();
+    fs::create_dir(&source).unwrap();
+    fs::write(source.join("own"), "").unwrap();
+    host.podvm(["run-prepared", uuid]).run().expect_code(0).expect_stdout("own");
+}

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::signal::Signal;
 use podvm_e2e::{Finished, Host, Invocation, Running, on_private_host, wait_for};
+use podvm_pod::fault::{FaultPoint, HANG, VARIABLE};
 
 use super::A_WHILE;
 
@@ -304,6 +305,31 @@ fn marked_pods_are_kept_for_the_grace_period_after_their_mark() {
     assert_eq!(host.podvm(["gc", "--grace-period", "2s"]).run().expect_code(0).stdout, "");
     std::thread::sleep(std::time::Duration::from_millis(3100));
     host.podvm(["gc", "--grace-period", "2s"]).run().expect_code(0).expect_stdout(&uuid);
+}
+
+#[test]
+fn a_pod_that_has_ended_and_hangs_is_killed_by_force() {
+    let host = Host::with_faults();
+    let image = host.image("busybox");
+    let fault = format!("{}{HANG}", FaultPoint::EndRecorded.name());
+    let ended = || {
+        let words = ["run", "--net=none", "--disk", "32M", &image, "--", "true"];
+        let pod = host.podvm(words).env(VARIABLE, &fault).spawn();
+        let uuid = wait_for("the pod has said its end", A_WHILE, || {
+            let listed = host.podvm(["list", "--output", "json"]).run().expect_code(0).json();
+            Some(listed.as_array()?.iter().find(|pod| pod["state"] == "exited")?["uuid"].as_str()?.to_owned())
+        });
+        (pod, uuid)
+    };
+    let (pod, uuid) = ended();
+    host.podvm(["stop", &uuid]).run().expect_code(254).expect_stderr("podvm stop --force");
+    host.podvm(["stop", "--force", &uuid]).run().expect_code(0);
+    pod.wait(A_WHILE);
+    host.podvm(["rm", &uuid]).run().expect_code(0);
+    let (pod, uuid) = ended();
+    host.podvm(["rm", "--force", &uuid]).run().expect_code(0);
+    pod.wait(A_WHILE);
+    assert!(host.pods().is_empty());
 }
 
 #[test]

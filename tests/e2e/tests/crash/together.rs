@@ -91,6 +91,46 @@ fn of_two_pods_that_want_one_port_the_second_is_refused() {
 }
 
 #[test]
+fn a_prepared_pod_whose_port_is_in_use_is_started_when_it_is_free() {
+    let host = Host::empty();
+    let image = host.image("busybox");
+    let run = ["run", "--port", "80:7091", &image, "--", "sh", "-c", "echo up; exec sleep 600"];
+    let mut first = host.podvm(run).spawn();
+    first.wait_for_stdout("up", A_WHILE);
+    let stage1 = format!("--stage1={}", podvm_e2e::stage1());
+    let words = ["prepare", &stage1, "--port", "80:7091", &image, "--", "sh", "-c", "echo ran; exit 6"];
+    let uuid = host.podvm(words).run().expect_code(0).stdout.trim().to_owned();
+    for option in ["--quiet", "--rm", "--detach"] {
+        let refused = host.podvm(["run-prepared", option, &uuid]).run().expect_code(254);
+        let refused = refused.expect_stderr("7091").expect_stderr("in use");
+        assert_eq!(refused.stderr.trim_end().lines().count(), 1, "{refused}");
+        // What is to remove the pod has had its chance.
+        std::thread::sleep(Duration::from_secs(1));
+        host.podvm(["status", &uuid]).run().expect_code(0).expect_stdout("prepared");
+    }
+    first.signal(Signal::SIGTERM);
+    first.wait(A_WHILE);
+    host.podvm(["run-prepared", "--rm", &uuid]).run().expect_code(6).expect_stdout("ran");
+    assert!(!host.pods().contains(&uuid));
+}
+
+#[test]
+fn a_start_that_comes_too_late_removes_nothing() {
+    let host = Host::empty();
+    let image = host.image("busybox");
+    let stage1 = format!("--stage1={}", podvm_e2e::stage1());
+    let words = ["prepare", &stage1, "--net=none", "--disk", "32M", &image, "--", "sh", "-c", "echo ran; sleep 1"];
+    let uuid = host.podvm(words).run().expect_code(0).stdout.trim().to_owned();
+    let winner = host.podvm(["run-prepared", &uuid]).spawn();
+    let losers: Vec<_> = (0..4).map(|_| host.podvm(["run-prepared", "--rm", &uuid]).spawn()).collect();
+    let won = winner.wait(A_WHILE);
+    losers.into_iter().for_each(|loser| drop(loser.wait(A_WHILE)));
+    std::thread::sleep(Duration::from_secs(1));
+    // Any of them may have been the first.
+    assert_eq!(host.pods().contains(&uuid), won.stdout.contains("ran"), "{won}");
+}
+
+#[test]
 fn two_pods_share_a_volume_and_a_uuid_file_names_the_later() {
     let host = Host::empty();
     let image = host.image("busybox");

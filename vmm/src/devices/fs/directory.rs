@@ -17,6 +17,9 @@ pub enum DirectoryError {
         /// The host's error.
         source: io::Error,
     },
+    /// A link has taken its place, or that of a directory above it.
+    #[error("a symbolic link is now on the way to {path}, and is not followed; name the directory that is meant", path = .0.display())]
+    Moved(PathBuf),
     /// The walls around it cannot be made.
     #[error("{path} cannot be walled off for sharing ({source}); this needs root and Linux 5.12 or newer", path = .path.display())]
     Wall {
@@ -34,19 +37,21 @@ pub struct SharedDirectory {
 }
 
 impl SharedDirectory {
-    /// Clones the mount of the directory at `path` together with the mounts below it. No device file can be opened and no
+    /// Clones the mount of the directory at `path` together with the mounts below it. The path was resolved before: a symbolic link
+    /// on the way was put there since, perhaps by somebody who is not to have what it leads to, and is refused. No device file can be opened and no
     /// set-user-ID program gains anything in the clone; with `read_only` nothing can be written.
     ///
     /// # Errors
     /// [`DirectoryError`].
     pub fn open(path: &Path, read_only: bool) -> Result<Self, DirectoryError> {
-        let open = |source| DirectoryError::Open { path: path.into(), source };
+        let open = |source: io::Error| match source.raw_os_error() {
+            Some(libc::ELOOP) => DirectoryError::Moved(path.into()),
+            _ => DirectoryError::Open { path: path.into(), source },
+        };
         let wall = |source| DirectoryError::Wall { path: path.into(), source };
-        if !std::fs::metadata(path).map_err(open)?.is_dir() {
-            return Err(open(io::Error::from_raw_os_error(libc::ENOTDIR)));
-        }
         let name = CString::new(path.as_os_str().as_bytes()).map_err(|error| open(error.into()))?;
-        let tree = open_tree(&name).map_err(wall)?;
+        let directory = open_resolved(&name).map_err(open)?;
+        let tree = clone_tree(&directory).map_err(wall)?;
         let mut attributes = libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOSUID;
         if read_only {
             attributes |= libc::MOUNT_ATTR_RDONLY;
@@ -63,15 +68,39 @@ impl AsRawFd for SharedDirectory {
     }
 }
 
-/// open_tree(2): a detached, recursive clone of the mount at this path.
-fn open_tree(path: &CString) -> io::Result<OwnedFd> {
-    let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC | libc::AT_RECURSIVE as u32;
-    // SAFETY: the path is a valid C string that outlives the call.
-    let fd = unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags) };
+/// openat2(2): a directory, as a place only, without following a link.
+fn open_resolved(path: &CString) -> io::Result<OwnedFd> {
+    // SAFETY: all zeroes are a valid open_how.
+    let mut how: libc::open_how = unsafe { std::mem::zeroed() };
+    how.flags = (libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC) as u64;
+    how.resolve = libc::RESOLVE_NO_SYMLINKS;
+    // SAFETY: the path is a valid C string that outlives the call, and the structure's size is given with it.
+    let fd = unsafe {
+        libc::syscall(libc::SYS_openat2, libc::AT_FDCWD, path.as_ptr(), &raw const how, size_of::<libc::open_how>())
+    };
+    // SAFETY: the kernel just gave us this descriptor, if it did.
+    unsafe { owned(fd) }
+}
+
+/// open_tree(2): a detached, recursive clone of the mount at this directory.
+fn clone_tree(directory: &OwnedFd) -> io::Result<OwnedFd> {
+    let flags =
+        libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC | libc::AT_RECURSIVE as u32 | libc::AT_EMPTY_PATH as u32;
+    // SAFETY: the empty path is a valid C string.
+    let fd = unsafe { libc::syscall(libc::SYS_open_tree, directory.as_raw_fd(), c"".as_ptr(), flags) };
+    // SAFETY: the kernel just gave us this descriptor, if it did.
+    unsafe { owned(fd) }
+}
+
+/// The descriptor that a system call returned.
+///
+/// # Safety
+/// It is an error, or a new descriptor that nobody else has.
+unsafe fn owned(fd: libc::c_long) -> io::Result<OwnedFd> {
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the kernel just gave us this descriptor, and nobody else has it.
+    // SAFETY: promised by the caller.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
 

@@ -265,3 +265,20 @@ fn hostile_rings_only_stop_the_device() {
         survives_hostile_rings(|| Fs::new("data", SharedDirectory::open(folder.path(), false).unwrap()).unwrap());
     });
 }
+
+#[test]
+fn a_link_that_took_a_directorys_place_is_not_followed() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().canonicalize().unwrap();
+    let (shared, other) = (root.join("shared"), root.join("other"));
+    fs::create_dir(&other).unwrap();
+    std::os::unix::fs::symlink(&other, &shared).unwrap();
+    fs::create_dir(other.join("sub")).unwrap();
+    for path in [shared.clone(), shared.join("sub")] {
+        let error = SharedDirectory::open(&path, false).unwrap_err();
+        assert!(matches!(error, DirectoryError::Moved(_)), "{error}");
+    }
+    fs::write(root.join("file"), "").unwrap();
+    let error = SharedDirectory::open(&root.join("file"), false).unwrap_err();
+    assert!(matches!(error, DirectoryError::Open { .. }), "{error}");
+}
