@@ -123,15 +123,10 @@ impl<'a> Layer<'a> {
         if names.iter().any(|name| is_mark(AUFS, name) && *name != OPAQUE) {
             return Ok(());
         }
-        let has_whiteouts = self.has_whiteouts;
+        if is_mark(WHITEOUT, name) && name != WHITEOUT {
+            return Ok(self.mark(parents, name)?);
+        }
         let parent = self.tree.make_directories(parents)?;
-        if has_whiteouts && name == OPAQUE {
-            self.tree.set_opaque(parent);
-            return Ok(());
-        }
-        if let Some(hidden) = name.strip_prefix(WHITEOUT).filter(|hidden| has_whiteouts && !hidden.is_empty()) {
-            return Ok(self.whiteout(parent, hidden)?);
-        }
         if let Kind::HardLink(target) = kind {
             return Ok(self.hard_link(parent, name, target)?);
         }
@@ -164,6 +159,16 @@ impl<'a> Layer<'a> {
             }
             _ => self.tree.insert(parent, name, attributes, empty(parent)).map(|_| ()),
         }
+    }
+
+    /// Hides what a mark of this name says. A mark is no file: what this layer hides already stays hidden with all below it.
+    fn mark(&mut self, parents: &[&[u8]], name: &[u8]) -> Result<(), EntryError> {
+        let Some(parent) = self.tree.directory_to_hide_in(parents)? else { return Ok(()) };
+        if name == OPAQUE {
+            self.tree.set_opaque(parent);
+            return Ok(());
+        }
+        self.whiteout(parent, name.strip_prefix(WHITEOUT).unwrap_or(name))
     }
 
     /// Hides `name` in the layers below. What this layer itself has of that name stays, on a clean ground.

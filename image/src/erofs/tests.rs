@@ -146,6 +146,27 @@ fn whiteouts_become_overlayfs_marks() {
 }
 
 #[test]
+fn whiteouts_below_what_is_hidden_do_not_bring_it_back() {
+    let files = files_of(&[
+        Member::file(".wh.gone", ""),
+        Member::file("gone/.wh.inside", ""),
+        Member::file("gone/deep/er/.wh.inside", ""),
+        Member::file(".wh.all", ""),
+        Member::file("all/.wh..wh..opq", ""),
+        Member::file("file", "x"),
+        Member::file("file/.wh.inside", ""),
+        Member::file("file/.wh..wh..opq", ""),
+        Member::symlink("way", "gone"),
+        Member::file("way/.wh.inside", ""),
+    ]);
+    assert_eq!(paths(&files), ["", "all", "file", "gone", "way"]);
+    for hidden in ["all", "gone"] {
+        assert_eq!((get(&files, hidden).mode & 0o170000, &get(&files, hidden).data[..]), (0o020000, &[0; 4][..]));
+    }
+    assert_eq!(get(&files, "file").data, b"x");
+}
+
+#[test]
 fn a_layer_cannot_set_overlayfs_marks_itself() {
     let member = Member::directory("d")
         .record("SCHILY.xattr.trusted.overlay.redirect", "/etc")

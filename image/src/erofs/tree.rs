@@ -87,6 +87,17 @@ pub struct Node {
     pub links: u32,
 }
 
+/// What a walk does where its way is not there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Walk {
+    /// It ends.
+    Find,
+    /// It makes what is missing, also in place of what is hidden.
+    Make,
+    /// It makes what is missing, but what is hidden stays so.
+    Hide,
+}
+
 /// The tree.
 pub struct Tree {
     nodes: Vec<Node>,
@@ -156,15 +167,24 @@ impl Tree {
 
     /// Walks to a directory, making what is missing.
     pub fn make_directories(&mut self, path: &[&[u8]]) -> Result<NodeId, EntryError> {
-        self.walk(path, true)
+        self.walk(path, Walk::Make)
+    }
+
+    /// Walks to a directory in which something is to be hidden, making what is missing. `None` where a file is in the way, or what
+    /// is hidden itself: below that is nothing more to hide.
+    pub fn directory_to_hide_in(&mut self, path: &[&[u8]]) -> Result<Option<NodeId>, EntryError> {
+        match self.walk(path, Walk::Hide) {
+            Err(EntryError::NotADirectory { .. }) => Ok(None),
+            found => found.map(Some),
+        }
     }
 
     /// Walks to a directory that must be there.
     pub fn find_directory(&mut self, path: &[&[u8]]) -> Result<NodeId, EntryError> {
-        self.walk(path, false)
+        self.walk(path, Walk::Find)
     }
 
-    fn walk(&mut self, path: &[&[u8]], make: bool) -> Result<NodeId, EntryError> {
+    fn walk(&mut self, path: &[&[u8]], walk: Walk) -> Result<NodeId, EntryError> {
         let mut pending: Vec<Box<[u8]>> = path.iter().rev().map(|&name| name.into()).collect();
         let (mut at, mut links, mut steps) = (NodeId::ROOT, 0, 0);
         while let Some(name) = pending.pop() {
@@ -182,8 +202,8 @@ impl Tree {
             }
             let child = match self.child(at, &name) {
                 Some(child) => child,
-                None if make => self.make_implied(at, &name)?,
-                None => return Err(EntryError::MissingTarget),
+                None if walk == Walk::Find => return Err(EntryError::MissingTarget),
+                None => self.make_implied(at, &name)?,
             };
             match &self.node(child).content {
                 Content::Directory(_) => at = child,
@@ -198,7 +218,7 @@ impl Tree {
                     let names = target.split(|&b| b == b'/').rev();
                     pending.extend(names.filter(|n| !matches!(*n, b"" | b".")).map(Box::from));
                 }
-                Content::Whiteout if make => {
+                Content::Whiteout if walk == Walk::Make => {
                     // What is hidden below and then made anew starts empty.
                     at = self.make_implied(at, &name)?;
                 }

@@ -244,7 +244,16 @@ fn odd_files() -> Layer {
     layer.add("odd/acl-of-new/", Directory, 0o755, (0, 0), &[("SCHILY.xattr.system.posix_acl_default", &acl)], b"");
 
     layer.directory("merged/");
-    for name in ["gone", "replaced", "kept", "opaque/gone", "gone-directory/inside", "to-file/inside", "whole/inside"] {
+    for name in [
+        "gone",
+        "replaced",
+        "kept",
+        "opaque/gone",
+        "gone-directory/inside",
+        "to-file/inside",
+        "whole/inside",
+        "gone-again/inside",
+    ] {
         if let Some((directory, _)) = name.split_once('/') {
             layer.directory(format!("merged/{directory}/"));
         }
@@ -262,11 +271,16 @@ fn changes() -> Vec<Layer> {
     second.directory("merged/");
     second.file("merged/.wh.gone", "");
     second.file("merged/.wh.gone-directory", "");
+    second.file("merged/gone-directory/.wh.inside", "");
+    second.file("merged/.wh.gone-again", "");
+    second.file("merged/gone-again/.wh..wh..opq", "");
+    second.file("merged/gone-again/deep/.wh.inside", "");
     second.file("merged/replaced", "second");
     second.add("merged/opaque/", EntryType::Directory, 0o700, (3, 3), &[], b"");
     second.file("merged/opaque/.wh..wh..opq", "");
     second.file("merged/opaque/new", "second");
     second.file("merged/to-file", "second");
+    second.file("merged/to-file/.wh.inside", "");
     second.directory("merged/to-directory/");
     second.file("merged/to-directory/inside", "second");
     second.add("merged/to-link", EntryType::Symlink, 0o777, (0, 0), &[], b"kept");
