@@ -1,12 +1,14 @@
 //! From tar entries to the tree: file data to the output, whiteouts to overlayfs's marks.
 //!
 //! The rules are those of extracting onto an empty directory: a later entry of a name replaces the earlier one,
-//! a directory's entry on a directory only renews its attributes, missing parents appear.
+//! a directory's entry on a directory only renews its attributes, missing parents appear, a hard link's entry renews the attributes
+//! of the file that it is another name of.
 //! Whiteouts follow the OCI image-spec, layer.md: `.wh.NAME` becomes a character device 0:0 and
 //! `.wh..wh..opq` the attribute `trusted.overlay.opaque`, so that overlayfs stacks layers as they are meant.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::FileExt;
 
 use super::error::{BuildError, EntryError};
 use super::limits::{Limits, MAX_FILE, MAX_SYMLINK};
@@ -127,10 +129,12 @@ impl<'a> Layer<'a> {
             return Ok(self.mark(parents, name)?);
         }
         let parent = self.tree.make_directories(parents)?;
-        if let Kind::HardLink(target) = kind {
-            return Ok(self.hard_link(parent, name, target)?);
-        }
         let attributes = self.attributes(&entry)?;
+        if let Kind::HardLink(target) = kind {
+            let found = self.hard_link(parent, name, target)?;
+            self.tree.update_linked(found, attributes)?;
+            return self.move_grown_tail(found);
+        }
         if *kind == Kind::Directory {
             return Ok(self.directory(parent, name, attributes)?);
         }
@@ -185,7 +189,8 @@ impl<'a> Layer<'a> {
         Ok(())
     }
 
-    fn hard_link(&mut self, parent: NodeId, name: &[u8], target: &[u8]) -> Result<(), EntryError> {
+    /// Gives a file another name.
+    fn hard_link(&mut self, parent: NodeId, name: &[u8], target: &[u8]) -> Result<NodeId, EntryError> {
         let missing = || EntryError::MissingLink { target: target.to_vec() };
         let is_directory = || EntryError::LinkToDirectory { target: target.to_vec() };
         let names = split_path(target)?;
@@ -196,11 +201,29 @@ impl<'a> Layer<'a> {
             Err(other) => return Err(other),
         };
         match self.tree.node(found).content {
-            Content::Directory(_) => Err(is_directory()),
-            Content::Whiteout => Err(missing()),
-            _ if self.tree.child(parent, name) == Some(found) => Ok(()),
-            _ => self.tree.link(parent, name, found),
+            Content::Directory(_) => return Err(is_directory()),
+            Content::Whiteout => return Err(missing()),
+            _ if self.tree.child(parent, name) == Some(found) => {}
+            _ => self.tree.link(parent, name, found)?,
         }
+        Ok(found)
+    }
+
+    /// Gives a small file blocks of its own if its attributes have grown so that it no longer fits behind its inode.
+    fn move_grown_tail(&mut self, id: NodeId) -> Result<(), Failure> {
+        let node = self.tree.node(id);
+        let Content::Regular(Data::Tail { offset, size }) = node.content else { return Ok(()) };
+        if fits_inline(node.attributes.xattrs.size(), u64::from(size)) {
+            return Ok(());
+        }
+        self.tails.flush()?;
+        let mut tail = vec![0; usize::from(size)];
+        self.tails.get_ref().read_exact_at(&mut tail, offset)?;
+        let first = block_number(self.output.end_block()?)?;
+        self.output.write(&tail)?;
+        self.output.end_block()?;
+        self.tree.move_data(id, Data::Blocks { first, size: u64::from(size) });
+        Ok(())
     }
 
     fn content<I: TarInput>(

@@ -117,6 +117,52 @@ fn the_last_entry_of_a_name_wins() {
 }
 
 #[test]
+fn an_entry_of_another_name_renews_the_files_attributes() {
+    let owned = |member: Member, uid, gid| Member { uid, gid, ..member };
+    let renewed = |member: Member| Member { mode: 0o600, mtime: 5000, ..owned(member, 7, 8) };
+    let capable = |name| Member::file(name, "").record("SCHILY.xattr.security.capability", b"\x01\0\0\x02");
+    let files = files_of(&[
+        Member::file("a", "x").record("SCHILY.xattr.user.a", "1"),
+        renewed(Member::hard_link("b", "a")).record("SCHILY.xattr.user.b", "2"),
+        owned(Member::symlink("link", "nowhere"), 1, 1),
+        renewed(Member::hard_link("link-too", "link")),
+        capable("kept"),
+        Member::hard_link("kept-too", "kept"),
+        capable("lost"),
+        owned(Member::hard_link("lost-too", "lost"), 7, 0),
+    ]);
+    let is = |name: &str| {
+        (get(&files, name).mode, get(&files, name).uid, get(&files, name).gid, get(&files, name).mtime.seconds)
+    };
+    assert_eq!(is("a"), (0o100600, 7, 8, 5000));
+    assert_eq!(get(&files, "a"), get(&files, "b"));
+    assert_eq!(get(&files, "a").xattrs.keys().collect::<Vec<_>>(), [&(1, b"a".to_vec()), &(1, b"b".to_vec())]);
+    assert_eq!(is("link"), (0o120644, 7, 8, 1), "of links, only the owner");
+    assert_eq!(get(&files, "kept").xattrs.len(), 1);
+    assert!(get(&files, "lost").xattrs.is_empty(), "as with chown");
+}
+
+#[test]
+fn a_small_file_whose_attributes_grow_keeps_its_data() {
+    let grown = |name: &str, target: &str, size| {
+        Member::hard_link(name, target).record(&format!("SCHILY.xattr.user.{name}"), vec![b'v'; size])
+    };
+    let files = files_of(&[
+        Member::file("first", [1; 2000]),
+        Member::file("second", [2; 2000]),
+        grown("two", "second", 3000),
+        Member::file("third", [3; 2000]),
+        grown("three", "third", 1000),
+        grown("three-more", "third", 5000),
+        Member::file("fourth", [4; 2000]),
+    ]);
+    for (name, byte) in [("first", 1), ("second", 2), ("two", 2), ("third", 3), ("three-more", 3), ("fourth", 4)] {
+        assert_eq!(get(&files, name).data, [byte; 2000], "{name}");
+    }
+    assert_eq!(get(&files, "third").xattrs.len(), 2);
+}
+
+#[test]
 fn missing_parents_appear() {
     let files = files_of(&[Member::file("/a//./b/c", "x")]);
     assert_eq!(paths(&files), ["", "a", "a/b", "a/b/c"]);

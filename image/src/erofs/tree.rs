@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use super::error::EntryError;
 use super::limits::{Limits, MAX_NAME, MAX_PATH};
 use super::ondisk::FileType;
-use super::xattr::Xattrs;
+use super::xattr::{CAPABILITIES, Xattrs};
 use crate::tar::Timestamp;
 
 /// Most names walked for one path, those of symbolic links included.
@@ -299,6 +299,27 @@ impl Tree {
         self.hold(attributes.xattrs.size())?;
         self.nodes[id.index()].attributes = attributes;
         Ok(())
+    }
+
+    /// Gives a file what the entry of another name of it says, as setting it by that name would. Links have no mode on Linux, and
+    /// podman leaves their time as it is.
+    pub fn update_linked(&mut self, id: NodeId, attributes: Attributes) -> Result<(), EntryError> {
+        self.hold(attributes.xattrs.size())?;
+        let Node { attributes: old, content, .. } = &mut self.nodes[id.index()];
+        if (old.uid, old.gid) != (attributes.uid, attributes.gid) {
+            // With a new owner, Linux takes a file's capabilities away.
+            old.xattrs.remove(CAPABILITIES);
+        }
+        (old.uid, old.gid) = (attributes.uid, attributes.gid);
+        if !matches!(content, Content::Symlink(_)) {
+            (old.permissions, old.mtime) = (attributes.permissions, attributes.mtime);
+        }
+        old.xattrs.merge(attributes.xattrs).map_err(EntryError::Xattr)
+    }
+
+    /// Says where a file's data is now.
+    pub fn move_data(&mut self, id: NodeId, data: Data) {
+        self.nodes[id.index()].content = Content::Regular(data);
     }
 
     /// Makes a directory hide those of its name in the layers below.

@@ -19,6 +19,9 @@ const PREFIXES: [(&[u8], u8); 5] = [
     (b"security.", 6),
 ];
 
+/// A file's capabilities (`security.capability`): number of the prefix, and what follows it.
+pub const CAPABILITIES: (u8, &[u8]) = (6, b"capability");
+
 /// The attributes by which overlayfs knows that a directory hides those of its name below: `trusted.overlay.opaque`, and
 /// `user.overlay.opaque` where it is mounted in a user namespace, whose root may not see the first.
 const OPAQUE: ([u8; 2], &[u8]) = ([4, 1], b"overlay.opaque");
@@ -71,10 +74,26 @@ impl Xattrs {
             return Err("an extended attribute's value is longer than 65535 bytes");
         }
         self.0.insert((index, rest.into()), value.into());
+        self.check_size()?;
+        Ok(Outcome::Kept)
+    }
+
+    /// Sets all that `others` has.
+    pub fn merge(&mut self, others: Self) -> Result<(), &'static str> {
+        self.0.extend(others.0);
+        self.check_size()
+    }
+
+    /// Takes an attribute away, if it is there.
+    pub fn remove(&mut self, (index, name): (u8, &[u8])) {
+        self.0.remove(&(index, name.into()));
+    }
+
+    fn check_size(&self) -> Result<(), &'static str> {
         if self.size() > MAX_TOTAL {
             return Err("the extended attributes are larger than 256 KiB together");
         }
-        Ok(Outcome::Kept)
+        Ok(())
     }
 
     /// Marks a directory as hiding those of its name in the layers below.

@@ -210,6 +210,18 @@ fn odd_files() -> Layer {
     layer.file("odd/many", vec![b'm'; 5000]);
     layer.add("odd/many-2", Link, 0o644, (0, 0), &[], b"odd/many");
     layer.add("odd/directory1/many-3", Link, 0o644, (0, 0), &[], b"./odd/many");
+    // The entry of a file's other name says what both are.
+    layer.add("odd/renewed", Regular, 0o644, (1, 0), &[("mtime", b"1000")], b"renewed");
+    layer.add(
+        "odd/renewed-2",
+        Link,
+        0o2600,
+        (7, 8),
+        &[("mtime", b"5000.25"), ("SCHILY.xattr.user.any", b"2")],
+        b"odd/renewed",
+    );
+    layer.add("odd/renewed-link", Symlink, 0o777, (1, 0), &[("mtime", b"1000")], b"nowhere");
+    layer.add("odd/renewed-link-2", Link, 0o600, (7, 8), &[("mtime", b"5000")], b"odd/renewed-link");
     layer.file(b"odd/not \xff utf-8 \n\x01\\", "name");
     layer.file(format!("odd/{}", "n".repeat(255)), "long name");
     for depth in 1..200 {
@@ -233,7 +245,12 @@ fn odd_files() -> Layer {
     layer.add("odd/placeholder", Regular, 0o644, (0, 0), &sparse, &data);
 
     let capability = b"\x01\0\0\x02\0\x20\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
-    layer.add("odd/capable", Regular, 0o755, (0, 0), &[("SCHILY.xattr.security.capability", capability)], b"x");
+    for name in ["capable", "no-longer-capable"] {
+        let name = format!("odd/{name}");
+        layer.add(name, Regular, 0o755, (0, 0), &[("SCHILY.xattr.security.capability", capability)], b"x");
+    }
+    layer.add("odd/capable-2", Link, 0o755, (0, 0), &[], b"odd/capable");
+    layer.add("odd/no-longer-capable-2", Link, 0o755, (7, 0), &[], b"odd/no-longer-capable");
     let (long, many) = (vec![b'v'; 2000], [b"\0\xff=\n".to_vec(), vec![b'z'; 100]].concat());
     let attributes: [(&str, &[u8]); 3] =
         [("SCHILY.xattr.user.any", &many), ("SCHILY.xattr.user.long", &long), ("SCHILY.xattr.trusted.any", b"trusted")];
