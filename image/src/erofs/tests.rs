@@ -222,6 +222,20 @@ fn a_layer_cannot_set_overlayfs_marks_itself() {
 }
 
 #[test]
+fn a_mark_fits_beside_all_the_attributes_that_a_directory_may_have() {
+    let full = |last: usize| {
+        let sizes = [65_525, 65_525, 65_525, last];
+        let directory = Member::directory("d");
+        let add =
+            |member: Member, (number, size)| member.record(&format!("SCHILY.xattr.user.{number}"), vec![b'v'; size]);
+        [sizes.into_iter().enumerate().fold(directory, add), Member::file("d/.wh..wh..opq", "")]
+    };
+    let files = files_of(&full(65_000));
+    assert!(opaque(get(&files, "d")) && get(&files, "d").xattrs.len() == 6);
+    assert!(error_of(&full(65_525)).contains("d: the extended attributes are larger than 256 KiB together"));
+}
+
+#[test]
 fn symbolic_links_in_a_path_are_followed_inside_the_root_only() {
     let files = files_of(&[
         Member::directory("usr/lib"),
