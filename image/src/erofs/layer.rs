@@ -38,6 +38,8 @@ pub struct Layer<'a> {
     tails_size: u64,
     limits: Limits,
     data_bytes: u64,
+    /// Zeros stored that the archive does not have.
+    padding: u64,
     /// Attributes that were left out because they have no form in the image.
     pub dropped_attributes: u64,
     /// Whether names say what is hidden in the layers below.
@@ -91,6 +93,7 @@ impl<'a> Layer<'a> {
             tails_size: 0,
             limits,
             data_bytes: 0,
+            padding: 0,
             dropped_attributes: 0,
             has_whiteouts: true,
             has_chunks: false,
@@ -271,6 +274,14 @@ impl<'a> Layer<'a> {
         Ok(())
     }
 
+    /// Counts zeros to be stored that the archive, read up to `offset`, does not have. A hole is a few digits there, so the guard
+    /// against what unpacks without end sees nothing of them; allowed no more than the archive has, they at most double it.
+    fn count_padding(&mut self, zeros: u64, offset: u64) -> Result<(), EntryError> {
+        self.padding = self.padding.saturating_add(zeros);
+        let limit = self.limits.padding_bytes.max(offset);
+        if self.padding > limit { Err(EntryError::TooSparse { limit }) } else { Ok(()) }
+    }
+
     /// A small file: its data waits in the file of tails until inodes are written.
     fn tail<I: TarInput>(&mut self, size: u64, reader: &mut TarReader<I>) -> Result<Data, Failure> {
         self.count_data(size)?;
@@ -316,7 +327,11 @@ impl<'a> Layer<'a> {
         let bits = (0..).find(|bits| size >> (BLOCK_BITS + bits) < MAX_CHUNKS).unwrap_or(0);
         let chunk = (BLOCK as u64) << bits;
         let touched = touched_bytes(segments, chunk);
-        if size.saturating_sub(touched) < MIN_HOLES {
+        let data = segments.iter().map(|segment| segment.length).sum::<u64>();
+        let is_whole = size.saturating_sub(touched) < MIN_HOLES;
+        let stored = if is_whole { size } else { touched };
+        self.count_padding(stored.saturating_sub(data), reader.offset())?;
+        if is_whole {
             return self.blocks(size, segments, reader);
         }
         self.count_data(touched)?;

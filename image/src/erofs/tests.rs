@@ -303,7 +303,8 @@ fn truncated_and_lying_archives_are_refused() {
 
 #[test]
 fn limits_are_named_when_they_are_passed() {
-    let limits = Limits { entries: 3, metadata_bytes: 1000, data_bytes: 5000, stream_bytes: 20_000 };
+    let limits =
+        Limits { entries: 3, metadata_bytes: 1000, data_bytes: 5000, padding_bytes: 5000, stream_bytes: 20_000 };
     let small = |members: &[Member]| try_build(&archive(members), &limits).unwrap_err();
     let many: Vec<Member> = (0..4).map(|i| Member::directory(i.to_string())).collect();
     assert!(small(&many).contains("more than 3 entries"));
@@ -330,6 +331,30 @@ fn a_huge_sparse_file_costs_only_its_data() {
     let bytes = try_build(&archive(&[sparse]), &Limits::default()).unwrap();
     // A map of 2^19 chunks of 2 MiB, and the two chunks that hold data.
     assert!(bytes.len() < 8 << 20, "{}", bytes.len());
+}
+
+/// A file of this size with a byte of data at each multiple of `step`.
+fn dotted(size: u64, step: u64) -> Member {
+    let offsets: Vec<u64> = (0..size / step).map(|number| number * step).collect();
+    let map: Vec<String> = offsets.iter().map(|offset| format!("{offset},1")).collect();
+    Member::file("dotted", vec![b'.'; offsets.len()])
+        .record("GNU.sparse.size", size.to_string())
+        .record("GNU.sparse.map", map.join(","))
+}
+
+#[test]
+fn holes_that_would_be_stored_as_zeros_are_counted() {
+    // Chunks of half a MiB, so 2 GiB of them from a few KiB of archive.
+    let error = error_of(&[dotted(256 << 30, 64 << 20)]);
+    assert!(error.contains("dotted: the layer's files with holes would be stored with more than 1024 MiB"), "{error}");
+    // What is stored whole is counted as well, and that of several files together.
+    let limits = Limits { padding_bytes: 1 << 20, ..Limits::default() };
+    let small = |members: &[Member]| try_build(&archive(members), &limits).map(|image| image.len());
+    let whole = || dotted(600 << 10, 4 << 10);
+    assert!(small(&[whole()]).is_ok());
+    assert!(small(&[whole(), whole()]).unwrap_err().contains("more than 1 MiB of zeros"));
+    // An archive that is as large itself may have them.
+    assert!(small(&[Member::file("large", vec![1; 2 << 20]), whole(), whole()]).is_ok());
 }
 
 #[test]
