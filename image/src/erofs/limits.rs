@@ -3,7 +3,7 @@
 /// What a layer may be at most. Beyond it, the layer is refused by name.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Files, directories and links, those replaced later included.
+    /// Names of files, directories and links, hard ones too, those replaced later included.
     pub entries: u32,
     /// Bytes of names, link targets, attributes and chunk maps, which are held in memory.
     pub metadata_bytes: u64,

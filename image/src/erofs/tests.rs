@@ -308,6 +308,14 @@ fn limits_are_named_when_they_are_passed() {
     let small = |members: &[Member]| try_build(&archive(members), &limits).unwrap_err();
     let many: Vec<Member> = (0..4).map(|i| Member::directory(i.to_string())).collect();
     assert!(small(&many).contains("more than 3 entries"));
+    let links = |count: u32| -> Vec<Member> {
+        let links = (0..count).map(|number| Member::hard_link(format!("link{number}"), "f"));
+        std::iter::once(Member::file("f", "")).chain(links).collect()
+    };
+    assert!(small(&links(3)).contains("more than 3 entries"), "each name counts");
+    let short = Limits { entries: 1000, ..limits };
+    assert!(try_build(&archive(&links(10)), &short).is_ok());
+    assert!(try_build(&archive(&links(20)), &short).unwrap_err().contains("attributes of the layer are larger"));
     assert!(small(&[Member::symlink("s", "t".repeat(2000))]).contains("attributes of the layer are larger"));
     assert!(small(&[Member::file("f", [1; 6000])]).contains("files of the layer are larger"));
     let fill: Vec<Member> = (0..2).map(|_| Member::file("f", [1; 2400])).collect();

@@ -18,6 +18,8 @@ const MAX_STEPS: usize = 4096;
 const MAX_WALKED: u64 = 1 << 27;
 /// Most symbolic links followed for one path, as in Linux.
 const MAX_LINKS: usize = 40;
+/// About what a name takes in memory beside its bytes: its place in the directory's map, and what the allocator adds.
+const NAME_COST: usize = 64;
 
 /// Number of a node, in order of creation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -105,6 +107,8 @@ pub struct Tree {
     /// Bytes held, as [`Limits::metadata_bytes`] counts them.
     held: u64,
     implied: u64,
+    /// Names ever given, that of the root included.
+    names: u32,
     /// Names walked so far.
     walked: u64,
 }
@@ -112,7 +116,7 @@ pub struct Tree {
 impl Tree {
     pub fn new(limits: Limits) -> Self {
         let root = Node { attributes: implied_attributes(), content: empty(NodeId::ROOT), links: 1 };
-        Self { nodes: vec![root], limits, held: 0, implied: 0, walked: 0 }
+        Self { nodes: vec![root], limits, held: 0, implied: 0, names: 1, walked: 0 }
     }
 
     pub fn node(&self, id: NodeId) -> &Node {
@@ -151,13 +155,13 @@ impl Tree {
         }
     }
 
-    fn add(&mut self, node: Node) -> Result<NodeId, EntryError> {
-        if self.nodes.len() >= self.limits.entries as usize {
+    /// Counts a name against [`Limits::entries`], and its bytes.
+    fn count_name(&mut self, name: &[u8]) -> Result<(), EntryError> {
+        if self.names >= self.limits.entries {
             return Err(EntryError::TooManyEntries { limit: self.limits.entries });
         }
-        let id = NodeId(self.nodes.len() as u32);
-        self.nodes.push(node);
-        Ok(id)
+        self.names += 1;
+        self.hold(name.len() + NAME_COST)
     }
 
     /// What `name` in `parent` is.
@@ -251,7 +255,9 @@ impl Tree {
             directory.path_length = path_length;
             directory.opaque |= over_whiteout;
         }
-        let id = self.add(node)?;
+        // Each node comes with a name of its own, so there are no more of them than of names.
+        let id = NodeId(self.nodes.len() as u32);
+        self.nodes.push(node);
         self.link(parent, name, id)?;
         Ok(id)
     }
@@ -266,7 +272,7 @@ impl Tree {
     /// Gives a node a name, in place of what had it.
     pub fn link(&mut self, parent: NodeId, name: &[u8], id: NodeId) -> Result<(), EntryError> {
         self.path_length(parent, name)?;
-        self.hold(name.len())?;
+        self.count_name(name)?;
         self.nodes[id.index()].links += 1;
         let old = match &mut self.nodes[parent.index()].content {
             Content::Directory(directory) => directory.children.insert(name.into(), id),

@@ -241,13 +241,17 @@ fn a_million_entries_take_memory_for_their_names_and_nothing_more() {
 #[test]
 fn more_entries_than_a_layer_may_have_are_refused() {
     let place = Place::new();
-    let members: Vec<Member> = (0..200).map(|number| Member::directory(number.to_string())).collect();
-    let path = place.layout("evil", &layout("1", Packing::Zstd, &[archive(&members)]));
+    let directories: Vec<Member> = (0..200).map(|number| Member::directory(number.to_string())).collect();
+    let links = (0..200).map(|number| Member::hard_link(number.to_string(), "file"));
+    let links: Vec<Member> = std::iter::once(Member::file("file", "")).chain(links).collect();
     let limits = Limits { entries: 100, ..Limits::default() };
     let options = ImportOptions { limits, ..ImportOptions::default() };
-    let error = place.store.import(&path, &options, &Silent).unwrap_err().to_string();
-    assert!(error.contains("the layer has more than 100 entries"), "{error}");
-    place.assert_empty();
+    for (name, members) in [("directories", directories), ("links", links)] {
+        let path = place.layout(name, &layout("1", Packing::Zstd, &[archive(&members)]));
+        let error = place.store.import(&path, &options, &Silent).unwrap_err().to_string();
+        assert!(error.contains("the layer has more than 100 entries"), "{error}");
+        place.assert_empty();
+    }
 }
 
 #[test]
