@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::reader::{self, File, Files};
 use super::{Limits, build, image_digest, write_tar};
 use crate::tar::Timestamp;
-use crate::tar::builder::{Member, archive, seal};
+use crate::tar::builder::{Member, archive, pax_record, seal};
 
 fn try_build(tar: &[u8], limits: &Limits) -> Result<Vec<u8>, String> {
     let mut image = tempfile::tempfile().unwrap();
@@ -72,6 +72,18 @@ fn attributes_beyond_the_old_header_are_kept() {
 fn an_acl_that_only_repeats_the_mode_is_left_out() {
     let member = Member::file("a", "").record("SCHILY.acl.access", "user::rw-,group::r--,other::r--");
     assert!(get(&files_of(&[member]), "a").xattrs.is_empty());
+}
+
+#[test]
+fn global_headers_are_passed_over() {
+    let records = [("uid", "4242"), ("mtime", "77.5"), ("path", "other"), ("SCHILY.xattr.user.all", "1")];
+    let data: Vec<u8> = records.iter().flat_map(|(key, value)| pax_record(key.as_bytes(), value.as_bytes())).collect();
+    let global = Member { size: data.len() as u64, data, ..Member::new("global", b'g') };
+    let files = files_of(&[Member::file("a", ""), global.clone(), Member::file("b", "x").record("gid", "7"), global]);
+    assert_eq!(paths(&files), ["", "a", "b"]);
+    let b = get(&files, "b");
+    assert_eq!((b.uid, b.gid, b.mtime), (0, 7, Timestamp { seconds: 1, nanos: 0 }));
+    assert!(b.xattrs.is_empty());
 }
 
 #[test]

@@ -32,8 +32,6 @@ pub const MAX_EXTENSION_BYTES: u64 = 4 << 20;
 pub const MAX_EXTENSIONS: usize = 32;
 /// Most bytes of one entry's extended attributes, those included that are set again; Linux takes 64 KiB for a value.
 pub const MAX_ATTRIBUTE_BYTES: usize = 4 << 20;
-/// Most bytes of global headers that are copied to entries: a few KiB for each of a million.
-const MAX_GLOBAL_BYTES: u64 = 4 << 30;
 /// Most segments of a sparse file.
 pub const MAX_SPARSE_SEGMENTS: usize = 1 << 18;
 

@@ -54,14 +54,6 @@ impl PaxSparse {
 }
 
 impl Pax {
-    /// About how many bytes it takes to copy.
-    pub fn weight(&self) -> usize {
-        let text = |text: &Option<Vec<u8>>| text.as_ref().map_or(0, Vec::len);
-        let sparse = &self.sparse;
-        let numbers = sparse.numbers.len() * size_of::<u64>();
-        self.held + text(&self.path) + text(&self.link) + text(&sparse.name) + text(&sparse.map) + numbers
-    }
-
     /// Takes in the records of one extended header.
     pub fn merge(&mut self, mut records: &[u8]) -> Result<(), &'static str> {
         while !records.is_empty() {

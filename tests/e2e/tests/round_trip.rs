@@ -260,6 +260,7 @@ fn odd_files() -> Layer {
     layer.add("odd/acl", Regular, 0o770, (0, 0), &[("SCHILY.xattr.system.posix_acl_access", &acl)], b"x");
     layer.add("odd/acl-of-new/", Directory, 0o755, (0, 0), &[("SCHILY.xattr.system.posix_acl_default", &acl)], b"");
 
+    add_global_header(&mut layer);
     layer.directory("merged/");
     for name in [
         "gone",
@@ -280,6 +281,17 @@ fn odd_files() -> Layer {
     layer.add("merged/to-link", Regular, 0o644, (0, 0), &[], b"first");
     layer.add("merged/many-lower", Link, 0o644, (0, 0), &[], b"merged/kept");
     layer
+}
+
+/// A pax header for all entries after it, which nobody obeys.
+fn add_global_header(layer: &mut Layer) {
+    let records = b"12 uid=4242\n14 mtime=77.5\n25 SCHILY.xattr.user.g=1\n";
+    let mut header = Header::new_ustar();
+    header.set_path("global").unwrap();
+    header.set_entry_type(EntryType::XGlobalHeader);
+    header.set_size(records.len() as u64);
+    header.set_cksum();
+    layer.0.append(&header, &records[..]).unwrap();
 }
 
 /// What layers do to those below them.
