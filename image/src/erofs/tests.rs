@@ -69,6 +69,24 @@ fn attributes_beyond_the_old_header_are_kept() {
 }
 
 #[test]
+fn labels_of_selinux_are_left_out() {
+    let label = "system_u:object_r:etc_t:s0";
+    let files = files_of(&[
+        Member::file("a", "").record("RHT.security.selinux", label),
+        Member::file("b", "").record("SCHILY.xattr.security.selinux", format!("{label}\0")),
+    ]);
+    assert!(get(&files, "a").xattrs.is_empty() && get(&files, "b").xattrs.is_empty());
+}
+
+#[test]
+fn a_final_slash_makes_a_directory_only_of_what_has_no_type() {
+    let files = files_of(&[Member::file("file/", "x"), Member::new("directory/", 0), Member::file("after", "y")]);
+    assert_eq!((get(&files, "file").mode, &get(&files, "file").data[..]), (0o100644, &b"x"[..]));
+    assert_eq!(get(&files, "directory").mode, 0o040644);
+    assert_eq!(get(&files, "after").data, b"y");
+}
+
+#[test]
 fn an_acl_that_only_repeats_the_mode_is_left_out() {
     let member = Member::file("a", "").record("SCHILY.acl.access", "user::rw-,group::r--,other::r--");
     assert!(get(&files_of(&[member]), "a").xattrs.is_empty());

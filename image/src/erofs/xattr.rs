@@ -58,10 +58,11 @@ pub enum Outcome {
 impl Xattrs {
     /// Sets an attribute by its full name.
     ///
-    /// Left out are namespaces that Linux does not have, and overlayfs's own marks: they would let a layer
-    /// redirect names in the layers below it.
+    /// Left out are namespaces that Linux does not have; overlayfs's own marks, which would let a layer redirect names
+    /// in the layers below it; and SELinux's labels, which mean something only to the system that made the archive.
     pub fn set(&mut self, name: &[u8], value: &[u8]) -> Result<Outcome, &'static str> {
-        if name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.") {
+        let is_mark = name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.");
+        if is_mark || name == b"security.selinux" {
             return Ok(Outcome::Dropped);
         }
         let known = PREFIXES.iter().find_map(|&(prefix, index)| {
@@ -152,6 +153,7 @@ mod tests {
             b"user.",
             b"trusted.overlay.redirect",
             b"user.overlay.opaque",
+            b"security.selinux",
         ] {
             assert_eq!(xattrs.set(dropped, b"v"), Ok(Outcome::Dropped));
         }

@@ -1,6 +1,6 @@
 //! A strict, streaming reader of tar archives, for layers and for archives of images.
 //!
-//! It reads ustar, pax (POSIX.1-2001, with star's and libarchive's common keys), the GNU formats and v7, from
+//! It reads ustar, pax (POSIX.1-2001, with star's keys for attributes and ACLs), the GNU formats and v7, from
 //! anything that reads, with bounded memory. Nothing is ever extracted: entries are handed out as values,
 //! names as the bytes they are. What it does not know it refuses, because a file that is
 //! silently left out of a root is worse than a message.

@@ -77,10 +77,6 @@ impl Pax {
             b"mtime" => self.mtime = Some(parse_time(value).ok_or("mtime is not a time")?),
             b"SCHILY.acl.access" => self.acl(b"system.posix_acl_access", value)?,
             b"SCHILY.acl.default" => self.acl(b"system.posix_acl_default", value)?,
-            b"RHT.security.selinux" => {
-                // The archive has the label as text; the kernel keeps it with its final NUL.
-                self.set_xattr(b"security.selinux", &[value, b"\0"].concat())?;
-            }
             b"GNU.sparse.major" => self.sparse.major = number(value, "GNU.sparse.major")?,
             b"GNU.sparse.minor" => self.sparse.minor = number(value, "GNU.sparse.minor")?,
             b"GNU.sparse.name" => self.sparse.name = text(),

@@ -199,8 +199,8 @@ impl<I: TarInput> TarReader<I> {
         let link = pax.link.take().or(long_link).unwrap_or_else(|| header.link());
         let device = || header.device().ok_or_else(|| bad("its device number is not a number"));
         let kind = match header.kind() {
-            // Before ustar, a name with a final slash was a directory.
-            0 | b'0' if path.ends_with(b"/") => Kind::Directory,
+            // Before ustar, which has types for both, a name with a final slash was a directory.
+            0 if path.ends_with(b"/") => Kind::Directory,
             0 | b'0' | b'7' => {
                 self.begin_data(size);
                 self.file(size, &pax).map_err(|error| sparse_error(error, &path))?

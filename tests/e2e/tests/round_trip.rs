@@ -256,6 +256,10 @@ fn odd_files() -> Layer {
         [("SCHILY.xattr.user.any", &many), ("SCHILY.xattr.user.long", &long), ("SCHILY.xattr.trusted.any", b"trusted")];
     layer.add("odd/attributes", Regular, 0o644, (0, 0), &attributes, b"x");
     layer.add("odd/attributes-too/", Directory, 0o755, (0, 0), &attributes, b"");
+    for (name, key) in [("label", "RHT.security.selinux"), ("label-too", "SCHILY.xattr.security.selinux")] {
+        layer.add(format!("odd/{name}"), Regular, 0o644, (0, 0), &[(key, b"system_u:object_r:etc_t:s0")], b"x");
+    }
+    layer.file("odd/slash/", "a file all the same");
     let acl = acl();
     layer.add("odd/acl", Regular, 0o770, (0, 0), &[("SCHILY.xattr.system.posix_acl_access", &acl)], b"x");
     layer.add("odd/acl-of-new/", Directory, 0o755, (0, 0), &[("SCHILY.xattr.system.posix_acl_default", &acl)], b"");
