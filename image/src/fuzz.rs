@@ -14,7 +14,13 @@ use crate::erofs::{Built, Limits, Merged, Node, ReadError, Volume, build, image_
 use crate::oci::{self, Descriptor, Documents, Format, OciError, Packed};
 
 /// Limits that keep a run short.
-const LIMITS: Limits = Limits { entries: 4096, metadata_bytes: 8 << 20, data_bytes: 8 << 20, stream_bytes: 16 << 20 };
+const LIMITS: Limits = Limits {
+    entries: 4096,
+    metadata_bytes: 8 << 20,
+    data_bytes: 8 << 20,
+    padding_bytes: 8 << 20,
+    stream_bytes: 16 << 20,
+};
 
 fn memory() -> File {
     rustix::fs::memfd_create("fuzz", rustix::fs::MemfdFlags::CLOEXEC).expect("a file in memory can be made").into()

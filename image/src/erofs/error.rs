@@ -113,4 +113,13 @@ pub enum EntryError {
         /// The limit.
         limit: u64,
     },
+    /// [`Limits::padding_bytes`](super::Limits::padding_bytes) is passed.
+    #[error(
+        "the layer's files with holes would be stored with more than {} MiB of zeros; if that is meant, pack them without holes",
+        limit >> 20
+    )]
+    TooSparse {
+        /// The limit: that of the limits, or the size of the archive so far.
+        limit: u64,
+    },
 }

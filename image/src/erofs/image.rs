@@ -193,7 +193,7 @@ fn write_inodes(
         output.zeros(start + place.inode - output.position())?;
         let xattrs = xattrs_of(node);
         let inode = inode_of(node, place, xattrs.size(), count);
-        output.write(&inode.encode())?;
+        output.write(&inode.encode()?)?;
         output.write(&xattrs.encode())?;
         match &node.content {
             Content::Directory(directory) if place.block.is_none() => {

@@ -1,12 +1,14 @@
 //! From tar entries to the tree: file data to the output, whiteouts to overlayfs's marks.
 //!
 //! The rules are those of extracting onto an empty directory: a later entry of a name replaces the earlier one,
-//! a directory's entry on a directory only renews its attributes, missing parents appear.
+//! a directory's entry on a directory only renews its attributes, missing parents appear, a hard link's entry renews the attributes
+//! of the file that it is another name of.
 //! Whiteouts follow the OCI image-spec, layer.md: `.wh.NAME` becomes a character device 0:0 and
 //! `.wh..wh..opq` the attribute `trusted.overlay.opaque`, so that overlayfs stacks layers as they are meant.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::FileExt;
 
 use super::error::{BuildError, EntryError};
 use super::limits::{Limits, MAX_FILE, MAX_SYMLINK};
@@ -36,6 +38,8 @@ pub struct Layer<'a> {
     tails_size: u64,
     limits: Limits,
     data_bytes: u64,
+    /// Zeros stored that the archive does not have.
+    padding: u64,
     /// Attributes that were left out because they have no form in the image.
     pub dropped_attributes: u64,
     /// Whether names say what is hidden in the layers below.
@@ -89,6 +93,7 @@ impl<'a> Layer<'a> {
             tails_size: 0,
             limits,
             data_bytes: 0,
+            padding: 0,
             dropped_attributes: 0,
             has_whiteouts: true,
             has_chunks: false,
@@ -123,19 +128,16 @@ impl<'a> Layer<'a> {
         if names.iter().any(|name| is_mark(AUFS, name) && *name != OPAQUE) {
             return Ok(());
         }
-        let has_whiteouts = self.has_whiteouts;
+        if is_mark(WHITEOUT, name) && name != WHITEOUT {
+            return Ok(self.mark(parents, name)?);
+        }
         let parent = self.tree.make_directories(parents)?;
-        if has_whiteouts && name == OPAQUE {
-            self.tree.set_opaque(parent);
-            return Ok(());
-        }
-        if let Some(hidden) = name.strip_prefix(WHITEOUT).filter(|hidden| has_whiteouts && !hidden.is_empty()) {
-            return Ok(self.whiteout(parent, hidden)?);
-        }
-        if let Kind::HardLink(target) = kind {
-            return Ok(self.hard_link(parent, name, target)?);
-        }
         let attributes = self.attributes(&entry)?;
+        if let Kind::HardLink(target) = kind {
+            let found = self.hard_link(parent, name, target)?;
+            self.tree.update_linked(found, attributes)?;
+            return self.move_grown_tail(found);
+        }
         if *kind == Kind::Directory {
             return Ok(self.directory(parent, name, attributes)?);
         }
@@ -166,6 +168,16 @@ impl<'a> Layer<'a> {
         }
     }
 
+    /// Hides what a mark of this name says. A mark is no file: what this layer hides already stays hidden with all below it.
+    fn mark(&mut self, parents: &[&[u8]], name: &[u8]) -> Result<(), EntryError> {
+        let Some(parent) = self.tree.directory_to_hide_in(parents)? else { return Ok(()) };
+        if name == OPAQUE {
+            self.tree.set_opaque(parent);
+            return Ok(());
+        }
+        self.whiteout(parent, name.strip_prefix(WHITEOUT).unwrap_or(name))
+    }
+
     /// Hides `name` in the layers below. What this layer itself has of that name stays, on a clean ground.
     fn whiteout(&mut self, parent: NodeId, name: &[u8]) -> Result<(), EntryError> {
         if matches!(name, b"." | b"..") {
@@ -180,7 +192,8 @@ impl<'a> Layer<'a> {
         Ok(())
     }
 
-    fn hard_link(&mut self, parent: NodeId, name: &[u8], target: &[u8]) -> Result<(), EntryError> {
+    /// Gives a file another name.
+    fn hard_link(&mut self, parent: NodeId, name: &[u8], target: &[u8]) -> Result<NodeId, EntryError> {
         let missing = || EntryError::MissingLink { target: target.to_vec() };
         let is_directory = || EntryError::LinkToDirectory { target: target.to_vec() };
         let names = split_path(target)?;
@@ -191,11 +204,29 @@ impl<'a> Layer<'a> {
             Err(other) => return Err(other),
         };
         match self.tree.node(found).content {
-            Content::Directory(_) => Err(is_directory()),
-            Content::Whiteout => Err(missing()),
-            _ if self.tree.child(parent, name) == Some(found) => Ok(()),
-            _ => self.tree.link(parent, name, found),
+            Content::Directory(_) => return Err(is_directory()),
+            Content::Whiteout => return Err(missing()),
+            _ if self.tree.child(parent, name) == Some(found) => {}
+            _ => self.tree.link(parent, name, found)?,
         }
+        Ok(found)
+    }
+
+    /// Gives a small file blocks of its own if its attributes have grown so that it no longer fits behind its inode.
+    fn move_grown_tail(&mut self, id: NodeId) -> Result<(), Failure> {
+        let node = self.tree.node(id);
+        let Content::Regular(Data::Tail { offset, size }) = node.content else { return Ok(()) };
+        if fits_inline(node.attributes.xattrs.size(), u64::from(size)) {
+            return Ok(());
+        }
+        self.tails.flush()?;
+        let mut tail = vec![0; usize::from(size)];
+        self.tails.get_ref().read_exact_at(&mut tail, offset)?;
+        let first = block_number(self.output.end_block()?)?;
+        self.output.write(&tail)?;
+        self.output.end_block()?;
+        self.tree.move_data(id, Data::Blocks { first, size: u64::from(size) });
+        Ok(())
     }
 
     fn content<I: TarInput>(
@@ -243,6 +274,14 @@ impl<'a> Layer<'a> {
         Ok(())
     }
 
+    /// Counts zeros to be stored that the archive, read up to `offset`, does not have. A hole is a few digits there, so the guard
+    /// against what unpacks without end sees nothing of them; allowed no more than the archive has, they at most double it.
+    fn count_padding(&mut self, zeros: u64, offset: u64) -> Result<(), EntryError> {
+        self.padding = self.padding.saturating_add(zeros);
+        let limit = self.limits.padding_bytes.max(offset);
+        if self.padding > limit { Err(EntryError::TooSparse { limit }) } else { Ok(()) }
+    }
+
     /// A small file: its data waits in the file of tails until inodes are written.
     fn tail<I: TarInput>(&mut self, size: u64, reader: &mut TarReader<I>) -> Result<Data, Failure> {
         self.count_data(size)?;
@@ -288,7 +327,11 @@ impl<'a> Layer<'a> {
         let bits = (0..).find(|bits| size >> (BLOCK_BITS + bits) < MAX_CHUNKS).unwrap_or(0);
         let chunk = (BLOCK as u64) << bits;
         let touched = touched_bytes(segments, chunk);
-        if size.saturating_sub(touched) < MIN_HOLES {
+        let data = segments.iter().map(|segment| segment.length).sum::<u64>();
+        let is_whole = size.saturating_sub(touched) < MIN_HOLES;
+        let stored = if is_whole { size } else { touched };
+        self.count_padding(stored.saturating_sub(data), reader.offset())?;
+        if is_whole {
             return self.blocks(size, segments, reader);
         }
         self.count_data(touched)?;

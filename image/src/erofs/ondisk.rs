@@ -4,6 +4,8 @@
 //! mounts is written, but for [`FEATURE_CHUNKED_FILE`], which 5.15 brought and which is set only when
 //! an image holds a file with holes.
 
+use std::io;
+
 use crate::tar::Timestamp;
 
 /// Size of a block in bytes, and its power of two.
@@ -99,14 +101,16 @@ pub struct Inode {
 }
 
 impl Inode {
-    /// The inode's bytes.
-    pub fn encode(&self) -> [u8; INODE_SIZE] {
+    /// The inode's bytes; an error if it has more attributes than can be counted.
+    pub fn encode(&self) -> io::Result<[u8; INODE_SIZE]> {
+        let xattr_count = xattr_count(self.xattr_size)
+            .ok_or_else(|| io::Error::other("a file has more extended attributes than an inode holds"))?;
         let mut bytes = [0; INODE_SIZE];
         let mut put = |offset: usize, value: &[u8]| {
             bytes[offset..offset + value.len()].copy_from_slice(value);
         };
         put(0, &(1 | self.layout.code() << 1).to_le_bytes());
-        put(2, &xattr_count(self.xattr_size).to_le_bytes());
+        put(2, &xattr_count.to_le_bytes());
         put(4, &(self.file_type.mode_bits() | self.permissions).to_le_bytes());
         put(8, &self.size.to_le_bytes());
         put(16, &self.union.to_le_bytes());
@@ -116,13 +120,13 @@ impl Inode {
         put(32, &self.mtime.seconds.to_le_bytes());
         put(40, &self.mtime.nanos.to_le_bytes());
         put(44, &self.links.to_le_bytes());
-        bytes
+        Ok(bytes)
     }
 }
 
-/// `i_xattr_icount`: four-byte units beyond the header, plus one; zero for no attributes.
-fn xattr_count(size: usize) -> u16 {
-    if size == 0 { 0 } else { ((size - XATTR_HEADER_SIZE) / 4 + 1) as u16 }
+/// `i_xattr_icount`: four-byte units beyond the header, plus one; zero for no attributes. `None` if there are too many.
+fn xattr_count(size: usize) -> Option<u16> {
+    if size == 0 { Some(0) } else { u16::try_from((size - XATTR_HEADER_SIZE) / 4 + 1).ok() }
 }
 
 /// A device number as inodes hold it (`new_encode_dev`). `None` beyond 12-bit major and 20-bit minor.
@@ -181,6 +185,13 @@ mod tests {
         // RFC 3720, appendix B.4, gives the inverted value.
         assert_eq!(!crc32c(&[0; 32]), 0x8A91_36AA);
         assert_eq!(!crc32c(b"123456789"), 0xE306_9283);
+    }
+
+    #[test]
+    fn more_attributes_than_can_be_counted_have_no_form() {
+        assert_eq!(xattr_count(0), Some(0));
+        assert_eq!(xattr_count(XATTR_HEADER_SIZE + 4 * 65_534), Some(u16::MAX));
+        assert_eq!(xattr_count(XATTR_HEADER_SIZE + 4 * 65_535), None);
     }
 
     #[test]

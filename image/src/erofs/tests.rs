@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::reader::{self, File, Files};
 use super::{Limits, build, image_digest, write_tar};
 use crate::tar::Timestamp;
-use crate::tar::builder::{Member, archive, seal};
+use crate::tar::builder::{Member, archive, pax_record, seal};
 
 fn try_build(tar: &[u8], limits: &Limits) -> Result<Vec<u8>, String> {
     let mut image = tempfile::tempfile().unwrap();
@@ -69,9 +69,39 @@ fn attributes_beyond_the_old_header_are_kept() {
 }
 
 #[test]
+fn labels_of_selinux_are_left_out() {
+    let label = "system_u:object_r:etc_t:s0";
+    let files = files_of(&[
+        Member::file("a", "").record("RHT.security.selinux", label),
+        Member::file("b", "").record("SCHILY.xattr.security.selinux", format!("{label}\0")),
+    ]);
+    assert!(get(&files, "a").xattrs.is_empty() && get(&files, "b").xattrs.is_empty());
+}
+
+#[test]
+fn a_final_slash_makes_a_directory_only_of_what_has_no_type() {
+    let files = files_of(&[Member::file("file/", "x"), Member::new("directory/", 0), Member::file("after", "y")]);
+    assert_eq!((get(&files, "file").mode, &get(&files, "file").data[..]), (0o100644, &b"x"[..]));
+    assert_eq!(get(&files, "directory").mode, 0o040644);
+    assert_eq!(get(&files, "after").data, b"y");
+}
+
+#[test]
 fn an_acl_that_only_repeats_the_mode_is_left_out() {
     let member = Member::file("a", "").record("SCHILY.acl.access", "user::rw-,group::r--,other::r--");
     assert!(get(&files_of(&[member]), "a").xattrs.is_empty());
+}
+
+#[test]
+fn global_headers_are_passed_over() {
+    let records = [("uid", "4242"), ("mtime", "77.5"), ("path", "other"), ("SCHILY.xattr.user.all", "1")];
+    let data: Vec<u8> = records.iter().flat_map(|(key, value)| pax_record(key.as_bytes(), value.as_bytes())).collect();
+    let global = Member { size: data.len() as u64, data, ..Member::new("global", b'g') };
+    let files = files_of(&[Member::file("a", ""), global.clone(), Member::file("b", "x").record("gid", "7"), global]);
+    assert_eq!(paths(&files), ["", "a", "b"]);
+    let b = get(&files, "b");
+    assert_eq!((b.uid, b.gid, b.mtime), (0, 7, Timestamp { seconds: 1, nanos: 0 }));
+    assert!(b.xattrs.is_empty());
 }
 
 #[test]
@@ -117,6 +147,52 @@ fn the_last_entry_of_a_name_wins() {
 }
 
 #[test]
+fn an_entry_of_another_name_renews_the_files_attributes() {
+    let owned = |member: Member, uid, gid| Member { uid, gid, ..member };
+    let renewed = |member: Member| Member { mode: 0o600, mtime: 5000, ..owned(member, 7, 8) };
+    let capable = |name| Member::file(name, "").record("SCHILY.xattr.security.capability", b"\x01\0\0\x02");
+    let files = files_of(&[
+        Member::file("a", "x").record("SCHILY.xattr.user.a", "1"),
+        renewed(Member::hard_link("b", "a")).record("SCHILY.xattr.user.b", "2"),
+        owned(Member::symlink("link", "nowhere"), 1, 1),
+        renewed(Member::hard_link("link-too", "link")),
+        capable("kept"),
+        Member::hard_link("kept-too", "kept"),
+        capable("lost"),
+        owned(Member::hard_link("lost-too", "lost"), 7, 0),
+    ]);
+    let is = |name: &str| {
+        (get(&files, name).mode, get(&files, name).uid, get(&files, name).gid, get(&files, name).mtime.seconds)
+    };
+    assert_eq!(is("a"), (0o100600, 7, 8, 5000));
+    assert_eq!(get(&files, "a"), get(&files, "b"));
+    assert_eq!(get(&files, "a").xattrs.keys().collect::<Vec<_>>(), [&(1, b"a".to_vec()), &(1, b"b".to_vec())]);
+    assert_eq!(is("link"), (0o120644, 7, 8, 1), "of links, only the owner");
+    assert_eq!(get(&files, "kept").xattrs.len(), 1);
+    assert!(get(&files, "lost").xattrs.is_empty(), "as with chown");
+}
+
+#[test]
+fn a_small_file_whose_attributes_grow_keeps_its_data() {
+    let grown = |name: &str, target: &str, size| {
+        Member::hard_link(name, target).record(&format!("SCHILY.xattr.user.{name}"), vec![b'v'; size])
+    };
+    let files = files_of(&[
+        Member::file("first", [1; 2000]),
+        Member::file("second", [2; 2000]),
+        grown("two", "second", 3000),
+        Member::file("third", [3; 2000]),
+        grown("three", "third", 1000),
+        grown("three-more", "third", 5000),
+        Member::file("fourth", [4; 2000]),
+    ]);
+    for (name, byte) in [("first", 1), ("second", 2), ("two", 2), ("third", 3), ("three-more", 3), ("fourth", 4)] {
+        assert_eq!(get(&files, name).data, [byte; 2000], "{name}");
+    }
+    assert_eq!(get(&files, "third").xattrs.len(), 2);
+}
+
+#[test]
 fn missing_parents_appear() {
     let files = files_of(&[Member::file("/a//./b/c", "x")]);
     assert_eq!(paths(&files), ["", "a", "a/b", "a/b/c"]);
@@ -146,12 +222,47 @@ fn whiteouts_become_overlayfs_marks() {
 }
 
 #[test]
+fn whiteouts_below_what_is_hidden_do_not_bring_it_back() {
+    let files = files_of(&[
+        Member::file(".wh.gone", ""),
+        Member::file("gone/.wh.inside", ""),
+        Member::file("gone/deep/er/.wh.inside", ""),
+        Member::file(".wh.all", ""),
+        Member::file("all/.wh..wh..opq", ""),
+        Member::file("file", "x"),
+        Member::file("file/.wh.inside", ""),
+        Member::file("file/.wh..wh..opq", ""),
+        Member::symlink("way", "gone"),
+        Member::file("way/.wh.inside", ""),
+    ]);
+    assert_eq!(paths(&files), ["", "all", "file", "gone", "way"]);
+    for hidden in ["all", "gone"] {
+        assert_eq!((get(&files, hidden).mode & 0o170000, &get(&files, hidden).data[..]), (0o020000, &[0; 4][..]));
+    }
+    assert_eq!(get(&files, "file").data, b"x");
+}
+
+#[test]
 fn a_layer_cannot_set_overlayfs_marks_itself() {
     let member = Member::directory("d")
         .record("SCHILY.xattr.trusted.overlay.redirect", "/etc")
         .record("SCHILY.xattr.trusted.mine", "1");
     let files = files_of(&[member]);
     assert_eq!(get(&files, "d").xattrs.keys().collect::<Vec<_>>(), [&(4, b"mine".to_vec())]);
+}
+
+#[test]
+fn a_mark_fits_beside_all_the_attributes_that_a_directory_may_have() {
+    let full = |last: usize| {
+        let sizes = [65_525, 65_525, 65_525, last];
+        let directory = Member::directory("d");
+        let add =
+            |member: Member, (number, size)| member.record(&format!("SCHILY.xattr.user.{number}"), vec![b'v'; size]);
+        [sizes.into_iter().enumerate().fold(directory, add), Member::file("d/.wh..wh..opq", "")]
+    };
+    let files = files_of(&full(65_000));
+    assert!(opaque(get(&files, "d")) && get(&files, "d").xattrs.len() == 6);
+    assert!(error_of(&full(65_525)).contains("d: the extended attributes are larger than 256 KiB together"));
 }
 
 #[test]
@@ -222,10 +333,19 @@ fn truncated_and_lying_archives_are_refused() {
 
 #[test]
 fn limits_are_named_when_they_are_passed() {
-    let limits = Limits { entries: 3, metadata_bytes: 1000, data_bytes: 5000, stream_bytes: 20_000 };
+    let limits =
+        Limits { entries: 3, metadata_bytes: 1000, data_bytes: 5000, padding_bytes: 5000, stream_bytes: 20_000 };
     let small = |members: &[Member]| try_build(&archive(members), &limits).unwrap_err();
     let many: Vec<Member> = (0..4).map(|i| Member::directory(i.to_string())).collect();
     assert!(small(&many).contains("more than 3 entries"));
+    let links = |count: u32| -> Vec<Member> {
+        let links = (0..count).map(|number| Member::hard_link(format!("link{number}"), "f"));
+        std::iter::once(Member::file("f", "")).chain(links).collect()
+    };
+    assert!(small(&links(3)).contains("more than 3 entries"), "each name counts");
+    let short = Limits { entries: 1000, ..limits };
+    assert!(try_build(&archive(&links(10)), &short).is_ok());
+    assert!(try_build(&archive(&links(20)), &short).unwrap_err().contains("attributes of the layer are larger"));
     assert!(small(&[Member::symlink("s", "t".repeat(2000))]).contains("attributes of the layer are larger"));
     assert!(small(&[Member::file("f", [1; 6000])]).contains("files of the layer are larger"));
     let fill: Vec<Member> = (0..2).map(|_| Member::file("f", [1; 2400])).collect();
@@ -249,6 +369,30 @@ fn a_huge_sparse_file_costs_only_its_data() {
     let bytes = try_build(&archive(&[sparse]), &Limits::default()).unwrap();
     // A map of 2^19 chunks of 2 MiB, and the two chunks that hold data.
     assert!(bytes.len() < 8 << 20, "{}", bytes.len());
+}
+
+/// A file of this size with a byte of data at each multiple of `step`.
+fn dotted(size: u64, step: u64) -> Member {
+    let offsets: Vec<u64> = (0..size / step).map(|number| number * step).collect();
+    let map: Vec<String> = offsets.iter().map(|offset| format!("{offset},1")).collect();
+    Member::file("dotted", vec![b'.'; offsets.len()])
+        .record("GNU.sparse.size", size.to_string())
+        .record("GNU.sparse.map", map.join(","))
+}
+
+#[test]
+fn holes_that_would_be_stored_as_zeros_are_counted() {
+    // Chunks of half a MiB, so 2 GiB of them from a few KiB of archive.
+    let error = error_of(&[dotted(256 << 30, 64 << 20)]);
+    assert!(error.contains("dotted: the layer's files with holes would be stored with more than 1024 MiB"), "{error}");
+    // What is stored whole is counted as well, and that of several files together.
+    let limits = Limits { padding_bytes: 1 << 20, ..Limits::default() };
+    let small = |members: &[Member]| try_build(&archive(members), &limits).map(|image| image.len());
+    let whole = || dotted(600 << 10, 4 << 10);
+    assert!(small(&[whole()]).is_ok());
+    assert!(small(&[whole(), whole()]).unwrap_err().contains("more than 1 MiB of zeros"));
+    // An archive that is as large itself may have them.
+    assert!(small(&[Member::file("large", vec![1; 2 << 20]), whole(), whole()]).is_ok());
 }
 
 #[test]

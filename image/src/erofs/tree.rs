@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use super::error::EntryError;
 use super::limits::{Limits, MAX_NAME, MAX_PATH};
 use super::ondisk::FileType;
-use super::xattr::Xattrs;
+use super::xattr::{CAPABILITIES, Xattrs};
 use crate::tar::Timestamp;
 
 /// Most names walked for one path, those of symbolic links included.
@@ -18,6 +18,8 @@ const MAX_STEPS: usize = 4096;
 const MAX_WALKED: u64 = 1 << 27;
 /// Most symbolic links followed for one path, as in Linux.
 const MAX_LINKS: usize = 40;
+/// About what a name takes in memory beside its bytes: its place in the directory's map, and what the allocator adds.
+const NAME_COST: usize = 64;
 
 /// Number of a node, in order of creation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -87,6 +89,17 @@ pub struct Node {
     pub links: u32,
 }
 
+/// What a walk does where its way is not there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Walk {
+    /// It ends.
+    Find,
+    /// It makes what is missing, also in place of what is hidden.
+    Make,
+    /// It makes what is missing, but what is hidden stays so.
+    Hide,
+}
+
 /// The tree.
 pub struct Tree {
     nodes: Vec<Node>,
@@ -94,6 +107,8 @@ pub struct Tree {
     /// Bytes held, as [`Limits::metadata_bytes`] counts them.
     held: u64,
     implied: u64,
+    /// Names ever given, that of the root included.
+    names: u32,
     /// Names walked so far.
     walked: u64,
 }
@@ -101,7 +116,7 @@ pub struct Tree {
 impl Tree {
     pub fn new(limits: Limits) -> Self {
         let root = Node { attributes: implied_attributes(), content: empty(NodeId::ROOT), links: 1 };
-        Self { nodes: vec![root], limits, held: 0, implied: 0, walked: 0 }
+        Self { nodes: vec![root], limits, held: 0, implied: 0, names: 1, walked: 0 }
     }
 
     pub fn node(&self, id: NodeId) -> &Node {
@@ -140,13 +155,13 @@ impl Tree {
         }
     }
 
-    fn add(&mut self, node: Node) -> Result<NodeId, EntryError> {
-        if self.nodes.len() >= self.limits.entries as usize {
+    /// Counts a name against [`Limits::entries`], and its bytes.
+    fn count_name(&mut self, name: &[u8]) -> Result<(), EntryError> {
+        if self.names >= self.limits.entries {
             return Err(EntryError::TooManyEntries { limit: self.limits.entries });
         }
-        let id = NodeId(self.nodes.len() as u32);
-        self.nodes.push(node);
-        Ok(id)
+        self.names += 1;
+        self.hold(name.len() + NAME_COST)
     }
 
     /// What `name` in `parent` is.
@@ -156,15 +171,24 @@ impl Tree {
 
     /// Walks to a directory, making what is missing.
     pub fn make_directories(&mut self, path: &[&[u8]]) -> Result<NodeId, EntryError> {
-        self.walk(path, true)
+        self.walk(path, Walk::Make)
+    }
+
+    /// Walks to a directory in which something is to be hidden, making what is missing. `None` where a file is in the way, or what
+    /// is hidden itself: below that is nothing more to hide.
+    pub fn directory_to_hide_in(&mut self, path: &[&[u8]]) -> Result<Option<NodeId>, EntryError> {
+        match self.walk(path, Walk::Hide) {
+            Err(EntryError::NotADirectory { .. }) => Ok(None),
+            found => found.map(Some),
+        }
     }
 
     /// Walks to a directory that must be there.
     pub fn find_directory(&mut self, path: &[&[u8]]) -> Result<NodeId, EntryError> {
-        self.walk(path, false)
+        self.walk(path, Walk::Find)
     }
 
-    fn walk(&mut self, path: &[&[u8]], make: bool) -> Result<NodeId, EntryError> {
+    fn walk(&mut self, path: &[&[u8]], walk: Walk) -> Result<NodeId, EntryError> {
         let mut pending: Vec<Box<[u8]>> = path.iter().rev().map(|&name| name.into()).collect();
         let (mut at, mut links, mut steps) = (NodeId::ROOT, 0, 0);
         while let Some(name) = pending.pop() {
@@ -182,8 +206,8 @@ impl Tree {
             }
             let child = match self.child(at, &name) {
                 Some(child) => child,
-                None if make => self.make_implied(at, &name)?,
-                None => return Err(EntryError::MissingTarget),
+                None if walk == Walk::Find => return Err(EntryError::MissingTarget),
+                None => self.make_implied(at, &name)?,
             };
             match &self.node(child).content {
                 Content::Directory(_) => at = child,
@@ -198,7 +222,7 @@ impl Tree {
                     let names = target.split(|&b| b == b'/').rev();
                     pending.extend(names.filter(|n| !matches!(*n, b"" | b".")).map(Box::from));
                 }
-                Content::Whiteout if make => {
+                Content::Whiteout if walk == Walk::Make => {
                     // What is hidden below and then made anew starts empty.
                     at = self.make_implied(at, &name)?;
                 }
@@ -231,7 +255,9 @@ impl Tree {
             directory.path_length = path_length;
             directory.opaque |= over_whiteout;
         }
-        let id = self.add(node)?;
+        // Each node comes with a name of its own, so there are no more of them than of names.
+        let id = NodeId(self.nodes.len() as u32);
+        self.nodes.push(node);
         self.link(parent, name, id)?;
         Ok(id)
     }
@@ -246,7 +272,7 @@ impl Tree {
     /// Gives a node a name, in place of what had it.
     pub fn link(&mut self, parent: NodeId, name: &[u8], id: NodeId) -> Result<(), EntryError> {
         self.path_length(parent, name)?;
-        self.hold(name.len())?;
+        self.count_name(name)?;
         self.nodes[id.index()].links += 1;
         let old = match &mut self.nodes[parent.index()].content {
             Content::Directory(directory) => directory.children.insert(name.into(), id),
@@ -279,6 +305,27 @@ impl Tree {
         self.hold(attributes.xattrs.size())?;
         self.nodes[id.index()].attributes = attributes;
         Ok(())
+    }
+
+    /// Gives a file what the entry of another name of it says, as setting it by that name would. Links have no mode on Linux, and
+    /// podman leaves their time as it is.
+    pub fn update_linked(&mut self, id: NodeId, attributes: Attributes) -> Result<(), EntryError> {
+        self.hold(attributes.xattrs.size())?;
+        let Node { attributes: old, content, .. } = &mut self.nodes[id.index()];
+        if (old.uid, old.gid) != (attributes.uid, attributes.gid) {
+            // With a new owner, Linux takes a file's capabilities away.
+            old.xattrs.remove(CAPABILITIES);
+        }
+        (old.uid, old.gid) = (attributes.uid, attributes.gid);
+        if !matches!(content, Content::Symlink(_)) {
+            (old.permissions, old.mtime) = (attributes.permissions, attributes.mtime);
+        }
+        old.xattrs.merge(attributes.xattrs).map_err(EntryError::Xattr)
+    }
+
+    /// Says where a file's data is now.
+    pub fn move_data(&mut self, id: NodeId, data: Data) {
+        self.nodes[id.index()].content = Content::Regular(data);
     }
 
     /// Makes a directory hide those of its name in the layers below.

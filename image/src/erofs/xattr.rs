@@ -7,8 +7,8 @@ use super::ondisk::{XATTR_ENTRY_SIZE, XATTR_HEADER_SIZE};
 /// Longest name without its prefix, and longest value: the format's fields are 8 and 16 bits.
 const MAX_NAME: usize = u8::MAX as usize;
 const MAX_VALUE: usize = u16::MAX as usize;
-/// Most bytes of all attributes of one inode: their count in fours is 16 bits.
-const MAX_TOTAL: usize = XATTR_HEADER_SIZE + 4 * (u16::MAX as usize - 1);
+/// Most bytes of all attributes that one inode may have of its own: their count in fours is 16 bits, with [`OPAQUE_SIZE`].
+const MAX_TOTAL: usize = XATTR_HEADER_SIZE + 4 * (u16::MAX as usize - 1) - OPAQUE_SIZE;
 
 /// The prefixes that have a number (`EROFS_XATTR_INDEX_*`); the ACLs' are whole names.
 const PREFIXES: [(&[u8], u8); 5] = [
@@ -19,9 +19,15 @@ const PREFIXES: [(&[u8], u8); 5] = [
     (b"security.", 6),
 ];
 
+/// A file's capabilities (`security.capability`): number of the prefix, and what follows it.
+pub const CAPABILITIES: (u8, &[u8]) = (6, b"capability");
+
 /// The attributes by which overlayfs knows that a directory hides those of its name below: `trusted.overlay.opaque`, and
 /// `user.overlay.opaque` where it is mounted in a user namespace, whose root may not see the first.
 const OPAQUE: ([u8; 2], &[u8]) = ([4, 1], b"overlay.opaque");
+const OPAQUE_VALUE: &[u8] = b"y";
+/// Bytes that these take.
+const OPAQUE_SIZE: usize = 2 * entry_size(OPAQUE.1, OPAQUE_VALUE);
 
 /// What stands for a prefix's number.
 pub fn prefix_of(index: u8) -> Option<&'static [u8]> {
@@ -52,10 +58,11 @@ pub enum Outcome {
 impl Xattrs {
     /// Sets an attribute by its full name.
     ///
-    /// Left out are namespaces that Linux does not have, and overlayfs's own marks: they would let a layer
-    /// redirect names in the layers below it.
+    /// Left out are namespaces that Linux does not have; overlayfs's own marks, which would let a layer redirect names
+    /// in the layers below it; and SELinux's labels, which mean something only to the system that made the archive.
     pub fn set(&mut self, name: &[u8], value: &[u8]) -> Result<Outcome, &'static str> {
-        if name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.") {
+        let is_mark = name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.");
+        if is_mark || name == b"security.selinux" {
             return Ok(Outcome::Dropped);
         }
         let known = PREFIXES.iter().find_map(|&(prefix, index)| {
@@ -71,16 +78,32 @@ impl Xattrs {
             return Err("an extended attribute's value is longer than 65535 bytes");
         }
         self.0.insert((index, rest.into()), value.into());
+        self.check_size()?;
+        Ok(Outcome::Kept)
+    }
+
+    /// Sets all that `others` has.
+    pub fn merge(&mut self, others: Self) -> Result<(), &'static str> {
+        self.0.extend(others.0);
+        self.check_size()
+    }
+
+    /// Takes an attribute away, if it is there.
+    pub fn remove(&mut self, (index, name): (u8, &[u8])) {
+        self.0.remove(&(index, name.into()));
+    }
+
+    fn check_size(&self) -> Result<(), &'static str> {
         if self.size() > MAX_TOTAL {
             return Err("the extended attributes are larger than 256 KiB together");
         }
-        Ok(Outcome::Kept)
+        Ok(())
     }
 
     /// Marks a directory as hiding those of its name in the layers below.
     pub fn set_opaque(&mut self) {
         for index in OPAQUE.0 {
-            self.0.insert((index, OPAQUE.1.into()), Box::from(*b"y"));
+            self.0.insert((index, OPAQUE.1.into()), OPAQUE_VALUE.into());
         }
     }
 
@@ -89,8 +112,7 @@ impl Xattrs {
         if self.0.is_empty() {
             return 0;
         }
-        let entries =
-            self.0.iter().map(|((_, name), value)| (XATTR_ENTRY_SIZE + name.len() + value.len()).next_multiple_of(4));
+        let entries = self.0.iter().map(|((_, name), value)| entry_size(name, value));
         XATTR_HEADER_SIZE + entries.sum::<usize>()
     }
 
@@ -112,6 +134,11 @@ impl Xattrs {
     }
 }
 
+/// Bytes of one attribute.
+const fn entry_size(name: &[u8], value: &[u8]) -> usize {
+    (XATTR_ENTRY_SIZE + name.len() + value.len()).next_multiple_of(4)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -126,6 +153,7 @@ mod tests {
             b"user.",
             b"trusted.overlay.redirect",
             b"user.overlay.opaque",
+            b"security.selinux",
         ] {
             assert_eq!(xattrs.set(dropped, b"v"), Ok(Outcome::Dropped));
         }
@@ -152,5 +180,17 @@ mod tests {
         assert!(xattrs.set(b"user.big", &[0; 65536]).is_err());
         let fill = (0..5).map(|i| xattrs.set(format!("user.{i}").as_bytes(), &[0; 65535]));
         assert!(fill.collect::<Vec<_>>().iter().any(Result::is_err));
+    }
+
+    #[test]
+    fn a_mark_always_fits() {
+        let mut xattrs = Xattrs::default();
+        for number in 0..3 {
+            xattrs.set(format!("user.{number}").as_bytes(), &[0; 65_525]).unwrap();
+        }
+        let most = (60_000..65_525).rev().find(|&size| xattrs.clone().set(b"user.3", &vec![0; size]).is_ok());
+        xattrs.set(b"user.3", &vec![0; most.unwrap()]).unwrap();
+        xattrs.set_opaque();
+        assert_eq!(xattrs.size(), XATTR_HEADER_SIZE + 4 * (usize::from(u16::MAX) - 1), "to the last byte");
     }
 }

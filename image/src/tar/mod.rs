@@ -1,6 +1,6 @@
 //! A strict, streaming reader of tar archives, for layers and for archives of images.
 //!
-//! It reads ustar, pax (POSIX.1-2001, with star's and libarchive's common keys), the GNU formats and v7, from
+//! It reads ustar, pax (POSIX.1-2001, with star's keys for attributes and ACLs), the GNU formats and v7, from
 //! anything that reads, with bounded memory. Nothing is ever extracted: entries are handed out as values,
 //! names as the bytes they are. What it does not know it refuses, because a file that is
 //! silently left out of a root is worse than a message.
@@ -32,8 +32,6 @@ pub const MAX_EXTENSION_BYTES: u64 = 4 << 20;
 pub const MAX_EXTENSIONS: usize = 32;
 /// Most bytes of one entry's extended attributes, those included that are set again; Linux takes 64 KiB for a value.
 pub const MAX_ATTRIBUTE_BYTES: usize = 4 << 20;
-/// Most bytes of global headers that are copied to entries: a few KiB for each of a million.
-const MAX_GLOBAL_BYTES: u64 = 4 << 30;
 /// Most segments of a sparse file.
 pub const MAX_SPARSE_SEGMENTS: usize = 1 << 18;
 

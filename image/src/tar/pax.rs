@@ -54,14 +54,6 @@ impl PaxSparse {
 }
 
 impl Pax {
-    /// About how many bytes it takes to copy.
-    pub fn weight(&self) -> usize {
-        let text = |text: &Option<Vec<u8>>| text.as_ref().map_or(0, Vec::len);
-        let sparse = &self.sparse;
-        let numbers = sparse.numbers.len() * size_of::<u64>();
-        self.held + text(&self.path) + text(&self.link) + text(&sparse.name) + text(&sparse.map) + numbers
-    }
-
     /// Takes in the records of one extended header.
     pub fn merge(&mut self, mut records: &[u8]) -> Result<(), &'static str> {
         while !records.is_empty() {
@@ -85,10 +77,6 @@ impl Pax {
             b"mtime" => self.mtime = Some(parse_time(value).ok_or("mtime is not a time")?),
             b"SCHILY.acl.access" => self.acl(b"system.posix_acl_access", value)?,
             b"SCHILY.acl.default" => self.acl(b"system.posix_acl_default", value)?,
-            b"RHT.security.selinux" => {
-                // The archive has the label as text; the kernel keeps it with its final NUL.
-                self.set_xattr(b"security.selinux", &[value, b"\0"].concat())?;
-            }
             b"GNU.sparse.major" => self.sparse.major = number(value, "GNU.sparse.major")?,
             b"GNU.sparse.minor" => self.sparse.minor = number(value, "GNU.sparse.minor")?,
             b"GNU.sparse.name" => self.sparse.name = text(),

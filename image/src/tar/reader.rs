@@ -6,7 +6,7 @@ use super::header::Header;
 use super::input::TarInput;
 use super::pax::Pax;
 use super::sparse::{SparseMap, read_map_1_0};
-use super::{BLOCK, Entry, Kind, MAX_EXTENSION_BYTES, MAX_EXTENSIONS, MAX_GLOBAL_BYTES, Segment, TarError};
+use super::{BLOCK, Entry, Kind, MAX_EXTENSION_BYTES, MAX_EXTENSIONS, Segment, TarError};
 
 /// Reads an archive entry by entry.
 pub struct TarReader<I> {
@@ -16,9 +16,6 @@ pub struct TarReader<I> {
     /// Bytes of the current entry's data not yet read, and the padding after them.
     remaining: u64,
     padding: u64,
-    global: Pax,
-    /// Bytes of global headers that entries have been given.
-    given: u64,
     ended: bool,
 }
 
@@ -32,7 +29,7 @@ struct Extensions {
 
 impl<I: TarInput> TarReader<I> {
     pub fn new(input: I) -> Self {
-        Self { input, offset: 0, remaining: 0, padding: 0, global: Pax::default(), given: 0, ended: false }
+        Self { input, offset: 0, remaining: 0, padding: 0, ended: false }
     }
 
     /// The input, wherever it stands: after the last entry, right behind the end marker.
@@ -48,12 +45,7 @@ impl<I: TarInput> TarReader<I> {
     /// The next entry, or `None` at the end of the archive. Data not read is passed over.
     pub fn next_entry(&mut self) -> Result<Option<Entry>, TarError> {
         self.skip_data()?;
-        self.given += self.global.weight() as u64;
-        if self.given > MAX_GLOBAL_BYTES {
-            return Err(TarError::Extension { offset: self.offset, reason: "global headers are too large" });
-        }
-        let pax = self.global.clone();
-        let mut extensions = Extensions { pax, long_name: None, long_link: None, count: 0 };
+        let mut extensions = Extensions { pax: Pax::default(), long_name: None, long_link: None, count: 0 };
         loop {
             let start = self.offset;
             let mut block = [0; BLOCK];
@@ -180,15 +172,10 @@ impl<I: TarInput> TarReader<I> {
         let data = self.read_extension(size, start)?;
         match kind {
             b'x' | b'X' => extensions.pax.merge(&data).map_err(bad)?,
-            b'g' => {
-                self.global.merge(&data).map_err(bad)?;
-                extensions.pax.merge(&data).map_err(bad)?;
-                // A comment alone may end the archive, as in those of `git archive`.
-                extensions.count -= 1;
-            }
             b'L' => extensions.long_name = Some(until_nul(data)),
             b'K' => extensions.long_link = Some(until_nul(data)),
-            // A volume label names the archive, not a file.
+            // A volume label names the archive, not a file. What a global header says of all entries after it, other
+            // runtimes pass over in images, and so it is here. Either may be the archive's last.
             _ => extensions.count -= 1,
         }
         Ok(true)
@@ -212,8 +199,8 @@ impl<I: TarInput> TarReader<I> {
         let link = pax.link.take().or(long_link).unwrap_or_else(|| header.link());
         let device = || header.device().ok_or_else(|| bad("its device number is not a number"));
         let kind = match header.kind() {
-            // Before ustar, a name with a final slash was a directory.
-            0 | b'0' if path.ends_with(b"/") => Kind::Directory,
+            // Before ustar, which has types for both, a name with a final slash was a directory.
+            0 if path.ends_with(b"/") => Kind::Directory,
             0 | b'0' | b'7' => {
                 self.begin_data(size);
                 self.file(size, &pax).map_err(|error| sparse_error(error, &path))?

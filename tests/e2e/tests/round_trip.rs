@@ -210,6 +210,18 @@ fn odd_files() -> Layer {
     layer.file("odd/many", vec![b'm'; 5000]);
     layer.add("odd/many-2", Link, 0o644, (0, 0), &[], b"odd/many");
     layer.add("odd/directory1/many-3", Link, 0o644, (0, 0), &[], b"./odd/many");
+    // The entry of a file's other name says what both are.
+    layer.add("odd/renewed", Regular, 0o644, (1, 0), &[("mtime", b"1000")], b"renewed");
+    layer.add(
+        "odd/renewed-2",
+        Link,
+        0o2600,
+        (7, 8),
+        &[("mtime", b"5000.25"), ("SCHILY.xattr.user.any", b"2")],
+        b"odd/renewed",
+    );
+    layer.add("odd/renewed-link", Symlink, 0o777, (1, 0), &[("mtime", b"1000")], b"nowhere");
+    layer.add("odd/renewed-link-2", Link, 0o600, (7, 8), &[("mtime", b"5000")], b"odd/renewed-link");
     layer.file(b"odd/not \xff utf-8 \n\x01\\", "name");
     layer.file(format!("odd/{}", "n".repeat(255)), "long name");
     for depth in 1..200 {
@@ -233,18 +245,37 @@ fn odd_files() -> Layer {
     layer.add("odd/placeholder", Regular, 0o644, (0, 0), &sparse, &data);
 
     let capability = b"\x01\0\0\x02\0\x20\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
-    layer.add("odd/capable", Regular, 0o755, (0, 0), &[("SCHILY.xattr.security.capability", capability)], b"x");
+    for name in ["capable", "no-longer-capable"] {
+        let name = format!("odd/{name}");
+        layer.add(name, Regular, 0o755, (0, 0), &[("SCHILY.xattr.security.capability", capability)], b"x");
+    }
+    layer.add("odd/capable-2", Link, 0o755, (0, 0), &[], b"odd/capable");
+    layer.add("odd/no-longer-capable-2", Link, 0o755, (7, 0), &[], b"odd/no-longer-capable");
     let (long, many) = (vec![b'v'; 2000], [b"\0\xff=\n".to_vec(), vec![b'z'; 100]].concat());
     let attributes: [(&str, &[u8]); 3] =
         [("SCHILY.xattr.user.any", &many), ("SCHILY.xattr.user.long", &long), ("SCHILY.xattr.trusted.any", b"trusted")];
     layer.add("odd/attributes", Regular, 0o644, (0, 0), &attributes, b"x");
     layer.add("odd/attributes-too/", Directory, 0o755, (0, 0), &attributes, b"");
+    for (name, key) in [("label", "RHT.security.selinux"), ("label-too", "SCHILY.xattr.security.selinux")] {
+        layer.add(format!("odd/{name}"), Regular, 0o644, (0, 0), &[(key, b"system_u:object_r:etc_t:s0")], b"x");
+    }
+    layer.file("odd/slash/", "a file all the same");
     let acl = acl();
     layer.add("odd/acl", Regular, 0o770, (0, 0), &[("SCHILY.xattr.system.posix_acl_access", &acl)], b"x");
     layer.add("odd/acl-of-new/", Directory, 0o755, (0, 0), &[("SCHILY.xattr.system.posix_acl_default", &acl)], b"");
 
+    add_global_header(&mut layer);
     layer.directory("merged/");
-    for name in ["gone", "replaced", "kept", "opaque/gone", "gone-directory/inside", "to-file/inside", "whole/inside"] {
+    for name in [
+        "gone",
+        "replaced",
+        "kept",
+        "opaque/gone",
+        "gone-directory/inside",
+        "to-file/inside",
+        "whole/inside",
+        "gone-again/inside",
+    ] {
         if let Some((directory, _)) = name.split_once('/') {
             layer.directory(format!("merged/{directory}/"));
         }
@@ -256,17 +287,33 @@ fn odd_files() -> Layer {
     layer
 }
 
+/// A pax header for all entries after it, which nobody obeys.
+fn add_global_header(layer: &mut Layer) {
+    let records = b"12 uid=4242\n14 mtime=77.5\n25 SCHILY.xattr.user.g=1\n";
+    let mut header = Header::new_ustar();
+    header.set_path("global").unwrap();
+    header.set_entry_type(EntryType::XGlobalHeader);
+    header.set_size(records.len() as u64);
+    header.set_cksum();
+    layer.0.append(&header, &records[..]).unwrap();
+}
+
 /// What layers do to those below them.
 fn changes() -> Vec<Layer> {
     let mut second = Layer::new(0o755, (0, 0));
     second.directory("merged/");
     second.file("merged/.wh.gone", "");
     second.file("merged/.wh.gone-directory", "");
+    second.file("merged/gone-directory/.wh.inside", "");
+    second.file("merged/.wh.gone-again", "");
+    second.file("merged/gone-again/.wh..wh..opq", "");
+    second.file("merged/gone-again/deep/.wh.inside", "");
     second.file("merged/replaced", "second");
     second.add("merged/opaque/", EntryType::Directory, 0o700, (3, 3), &[], b"");
     second.file("merged/opaque/.wh..wh..opq", "");
     second.file("merged/opaque/new", "second");
     second.file("merged/to-file", "second");
+    second.file("merged/to-file/.wh.inside", "");
     second.directory("merged/to-directory/");
     second.file("merged/to-directory/inside", "second");
     second.add("merged/to-link", EntryType::Symlink, 0o777, (0, 0), &[], b"kept");

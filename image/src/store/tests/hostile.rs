@@ -241,13 +241,17 @@ fn a_million_entries_take_memory_for_their_names_and_nothing_more() {
 #[test]
 fn more_entries_than_a_layer_may_have_are_refused() {
     let place = Place::new();
-    let members: Vec<Member> = (0..200).map(|number| Member::directory(number.to_string())).collect();
-    let path = place.layout("evil", &layout("1", Packing::Zstd, &[archive(&members)]));
+    let directories: Vec<Member> = (0..200).map(|number| Member::directory(number.to_string())).collect();
+    let links = (0..200).map(|number| Member::hard_link(number.to_string(), "file"));
+    let links: Vec<Member> = std::iter::once(Member::file("file", "")).chain(links).collect();
     let limits = Limits { entries: 100, ..Limits::default() };
     let options = ImportOptions { limits, ..ImportOptions::default() };
-    let error = place.store.import(&path, &options, &Silent).unwrap_err().to_string();
-    assert!(error.contains("the layer has more than 100 entries"), "{error}");
-    place.assert_empty();
+    for (name, members) in [("directories", directories), ("links", links)] {
+        let path = place.layout(name, &layout("1", Packing::Zstd, &[archive(&members)]));
+        let error = place.store.import(&path, &options, &Silent).unwrap_err().to_string();
+        assert!(error.contains("the layer has more than 100 entries"), "{error}");
+        place.assert_empty();
+    }
 }
 
 #[test]
@@ -480,16 +484,16 @@ fn floods_of_attributes_end_soon() {
     let error = refused(&[header(b'x', flood("SCHILY.xattr.user.", 120_000)), Member::file("f", "")]);
     assert!(error.contains("extended attributes are too many"), "{error}");
     // Attributes that mean nothing here are not kept, however often they come.
-    let mut members = vec![header(b'g', flood("SCHILY.xattr.com.example.", 100_000))];
-    members.extend((0..2000).map(|number| Member::file(number.to_string(), "")));
+    let nothing = header(b'x', flood("SCHILY.xattr.com.example.", 100_000)).encode();
+    let each = |number: u32| [nothing.clone(), Member::file(number.to_string(), "").encode()].concat();
     let place = Place::new();
-    place.import(&place.layout("odd", &layout("1", Packing::Zstd, &[archive(&members)]))).unwrap();
-    // A global header that is copied to each of many entries.
+    let bytes = [(0..20).flat_map(each).collect(), archive(&[])].concat();
+    place.import(&place.layout("odd", &layout("1", Packing::Zstd, &[bytes]))).unwrap();
+    // A global header is not copied to each of many entries.
     let mut members = vec![header(b'g', pax_record(b"SCHILY.xattr.user.x", &vec![b'x'; 3 << 20]))];
     members.extend((0..20_000).map(|number| Member::hard_link(number.to_string(), "f")));
     members.insert(0, Member::file("f", ""));
-    let error = refused(&members);
-    assert!(error.contains("global headers are too large"), "{error}");
+    place.import(&place.layout("global", &layout("1", Packing::Zstd, &[archive(&members)]))).unwrap();
     assert!(start.elapsed() < Duration::from_secs(60), "{:?}", start.elapsed());
 }
 
