@@ -109,11 +109,11 @@ fn files_have_all_that_the_archive_says() {
             .record("mtime", "-1.5")
             .record("SCHILY.xattr.security.capability", b"\x01\0\0\x02\0\x20\0\0\0\0\0\0\0\0\0\0\0\0\0\0")
             .record("SCHILY.xattr.user.any", b"\0\xff=\n"),
-        Member::hard_link("su-too", "su"),
+        owned(Member { mode: 0o6755, ..Member::hard_link("su-too", "su") }, 4_000_000_000).record("mtime", "-1.5"),
         Member { mode: 0o000, ..Member::directory("closed") },
         Member::file("closed/inside", "y"),
         owned(Member::symlink("link", "nowhere/at all"), 5).record("SCHILY.xattr.trusted.on-link", "v"),
-        Member::hard_link("link-too", "link"),
+        owned(Member::hard_link("link-too", "link"), 5),
         device("null", b'3', (1, 3)),
         device("disk", b'4', (259, 0xfffff)),
         owned(Member { mode: 0o622, ..Member::new("pipe", b'6') }, 6),
