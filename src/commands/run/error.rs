@@ -67,6 +67,14 @@ pub enum PrepareError {
         /// The place.
         path: PathBuf,
     },
+    /// A volume in place of the whole root.
+    #[error("app {app}: volume {volume} cannot be mounted at /, where the image is; mount it below")]
+    MountAtRoot {
+        /// The app.
+        app: AppName,
+        /// The volume.
+        volume: VolumeName,
+    },
     /// Two apps of one name.
     #[error("two apps are named {0}; give one another name with --name")]
     AppTwice(AppName),

@@ -121,6 +121,9 @@ fn check_app(app: &App, manifest: &PodManifest) -> Result<(), Fault> {
         return Err(format!("the soft limit of {} is above the hard one; swap them", limit.name));
     }
     for mount in &app.mounts {
+        if mount.path.components().eq([Component::RootDir]) {
+            return Err(format!("volume {} is at /, where the image is; mount it below", mount.volume));
+        }
         if manifest.volume(&mount.volume).is_none() {
             return Err(format!("it mounts volume {}, which the pod does not have", mount.volume));
         }

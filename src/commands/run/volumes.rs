@@ -8,6 +8,9 @@ use podvm_pod::manifest::{AppName, Mount, Volume, VolumeKind, VolumeName};
 use super::error::PrepareError;
 use super::image::DeclaredVolume;
 
+/// Where no volume can be.
+const ROOT: &str = "/";
+
 /// What an app wants of the pod's volumes.
 #[derive(Debug, Clone, Copy)]
 pub struct AppVolumes<'a> {
@@ -58,13 +61,17 @@ fn mounts_of(app: &AppVolumes<'_>, given: &[Volume], volumes: &mut Vec<Volume>) 
             return Err(PrepareError::MountWithoutVolume { app: app.app.clone(), volume: mount.volume.clone() });
         }
         let mount = Mount { path: mount.path.components().collect(), ..mount.clone() };
+        if mount.path == Path::new(ROOT) {
+            return Err(PrepareError::MountAtRoot { app: app.app.clone(), volume: mount.volume });
+        }
         if mounts.iter().any(|other| other.path == mount.path) {
             return Err(PrepareError::MountTwice { app: app.app.clone(), path: mount.path });
         }
         mounts.push(mount);
     }
     for declared in app.declared {
-        if mounts.iter().any(|mount| mount.path == declared.path) {
+        // An image that wants its whole root kept asks for what no volume can be.
+        if declared.path == Path::new(ROOT) || mounts.iter().any(|mount| mount.path == declared.path) {
             continue;
         }
         let fitting = declared.names.iter().find(|name| given.iter().any(|volume| volume.name == **name));
@@ -168,6 +175,7 @@ mod tests {
             (&["a,kind=empty"], &[], "used by no app; name it as an image does (data-dir, x)"),
             (&[], &["volume=b,target=/b"], "mounts volume b, which the pod does not have"),
             (&["a,kind=empty"], &["volume=a,target=/b", "volume=a,target=/b/"], "two volumes at /b"),
+            (&["a,kind=empty"], &["volume=a,target=//"], "volume a cannot be mounted at /"),
             (
                 &["x,kind=host,source=/nonexistent/d"],
                 &[],
