@@ -1,19 +1,22 @@
 //! The apps' states as the supervisor tells them, held against what can be: it may be in a hostile guest's hands.
 
 use crate::console::printable;
-use crate::manifest::PodManifest;
+use crate::exit::NO_REPORT;
+use crate::manifest::{AppName, PodManifest};
 use crate::status::{AppState, AppStatus, PodReport};
 
 /// The last state of each app, in the manifest's order.
 pub(super) struct Board {
     apps: Vec<AppStatus>,
+    /// The first that was told to have failed.
+    failed: Option<AppName>,
 }
 
 impl Board {
     /// All apps waiting.
     pub fn new(manifest: &PodManifest) -> Self {
         let waiting = |name| AppStatus::new(name, AppState::Waiting);
-        Self { apps: manifest.apps.iter().map(|app| waiting(app.name.clone())).collect() }
+        Self { apps: manifest.apps.iter().map(|app| waiting(app.name.clone())).collect(), failed: None }
     }
 
     /// The states.
@@ -28,6 +31,9 @@ impl Board {
         }
         match self.apps.iter_mut().find(|app| app.name == status.name && **app != status) {
             Some(app) => {
+                if status.state.exit_code().is_some_and(|code| code != 0) {
+                    self.failed.get_or_insert_with(|| status.name.clone());
+                }
                 *app = status;
                 true
             }
@@ -44,8 +50,15 @@ impl Board {
         PodReport { code: report.code, failed_app, error: report.error.as_deref().map(printable), apps: self.apps }
     }
 
-    /// The report of a pod that could not report itself.
+    /// The report of a pod that could not report itself. When all its apps are known to have ended, they have told the exit code.
     pub fn conclude_without_report(self, report: PodReport) -> PodReport {
-        PodReport { apps: self.apps, ..report }
+        let Self { apps, failed } = self;
+        let are_over = !apps.is_empty() && apps.iter().all(|app| app.state.exit_code().is_some());
+        if report.code != NO_REPORT || !are_over {
+            return PodReport { apps, ..report };
+        }
+        let of_failed = apps.iter().find(|app| Some(&app.name) == failed.as_ref());
+        let code = of_failed.and_then(|app| app.state.exit_code()).unwrap_or(0);
+        PodReport { code, failed_app: failed, apps, ..report }
     }
 }

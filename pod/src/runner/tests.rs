@@ -384,3 +384,15 @@ fn the_starter_is_told_when_the_apps_run() {
     assert_eq!(runner.run(spec(pod.manifest())), report(0));
     scripted.join().unwrap();
 }
+
+#[test]
+fn how_all_apps_ended_is_not_lost_with_the_supervisor() {
+    let ended = run_against(None, |supervisor| {
+        supervisor.start_apps();
+        supervisor.say(exited("db", 5).into());
+        supervisor.say(exited("web", 3).into());
+        supervisor.primary.shutdown(std::net::Shutdown::Both).unwrap();
+    });
+    assert_eq!((ended.report.code, ended.report.failed_app), (5, Some(name("db"))));
+    assert!(ended.report.error.unwrap().contains("the supervisor was lost"));
+}
