@@ -73,8 +73,8 @@ impl Host {
     pub fn podvm<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Invocation {
         let mut all = vec![OsString::from("--root"), self.root.clone().into()];
         all.extend(arguments.into_iter().map(|word| word.as_ref().to_owned()));
-        if let Some(run) = all.iter().position(|word| word == "run")
-            && !all.iter().any(|word| word == "--stage1")
+        if let Some(run) = all.iter().position(|word| word == "run" || word == "prepare")
+            && !all.iter().any(|word| word.to_string_lossy().starts_with("--stage1"))
         {
             all.insert(run + 1, format!("--stage1={}", stage1()).into());
         }

@@ -50,7 +50,8 @@ fn a_tree_goes_in_and_comes_out_with_owners_modes_and_links() {
 #[test]
 fn streams_are_tar_streams() {
     let host = Host::new();
-    let pod = start(&host, "mkdir /d; echo content > /d/f; trap exit TERM; sleep 600 & wait");
+    let pod = start(&host, "trap exit TERM; sleep 600 & wait");
+    inside(&host, &pod, "mkdir /d; echo content > /d/f");
     let podvm = podvm_e2e::prefix().join("bin/podvm");
     let (podvm, root) = (podvm.display(), host.root().display());
     let line = format!("{podvm} --root {root} cp {pod}:/d - | tar xO d/f");

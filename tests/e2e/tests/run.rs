@@ -16,6 +16,12 @@ fn shell(host: &Host, options: &[&str], script: &str) -> podvm_e2e::Finished {
     host.podvm(words).run()
 }
 
+/// `podvm run` for a line of a shell.
+fn run_line(host: &Host) -> String {
+    let podvm = podvm_e2e::prefix().join("bin/podvm").display().to_string();
+    format!("{podvm} --root {} run --stage1={}", host.root().display(), podvm_e2e::stage1())
+}
+
 #[test]
 fn output_and_exit_code_are_the_apps() {
     let host = Host::new();
@@ -66,9 +72,7 @@ fn much_output_arrives_whole() {
 fn output_waits_for_a_reader_that_is_slow() {
     let host = Host::new();
     let image = host.image("busybox");
-    let podvm = podvm_e2e::prefix().join("bin/podvm").display().to_string();
-    let run =
-        format!("{podvm} --root {} run --stage1={} --net=none {image}", host.root().display(), podvm_e2e::stage1());
+    let run = format!("{} --net=none {image}", run_line(&host));
     // More than all buffers on the way hold, from an app that has long ended by then.
     let line = format!("{run} -- head -c 1000000 /dev/zero | (sleep 12; wc -c)");
     podvm_e2e::Invocation::new("sh", ["-c", &line]).run().expect_code(0).expect_stdout("1000000\n");

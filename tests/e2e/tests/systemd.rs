@@ -15,6 +15,24 @@ fn run(host: &Host, words: &[&str]) -> Vec<String> {
     own.into_iter().chain(words.iter().map(|word| (*word).to_owned())).collect()
 }
 
+/// A unit of the test's own. Dropped, it is stopped and forgotten, and so is the socket that may start it.
+struct Unit(String);
+
+impl Unit {
+    fn socket(&self) -> String {
+        format!("{}.socket", self.0)
+    }
+}
+
+impl Drop for Unit {
+    fn drop(&mut self) {
+        // What was never started, or has ended well, needs neither.
+        for verb in ["stop", "reset-failed"] {
+            Invocation::new("systemctl", [verb, &self.socket(), &self.0]).run();
+        }
+    }
+}
+
 /// A name that no other run of the tests has.
 fn unit_name() -> String {
     format!("podvm-e2e-{}", stage1())
@@ -37,6 +55,7 @@ fn a_unit_is_its_pod_and_ends_it_as_a_user_would() {
     let host = Host::new();
     let image = host.image("busybox");
     let unit = unit_name();
+    let _unit = Unit(unit.clone());
     let script = "trap 'echo told to end; exit 3' TERM; echo started; while :; do sleep 0.1; done";
     let start = ["--unit", &unit, "--property", "MemoryMax=512M"].map(str::to_owned);
     let words = start.into_iter().chain(run(&host, &["--net=none", &image, "--", "sh", "-c", script]));
@@ -57,7 +76,6 @@ fn a_unit_is_its_pod_and_ends_it_as_a_user_would() {
     assert!(journal(&unit).lines().any(|line| line == "told to end"), "{}", journal(&unit));
     let status = host.podvm(["status", &pod, "--output", "json"]).run().expect_code(0).json();
     assert_eq!(status["state"], "exited", "{status}");
-    Invocation::new("systemctl", ["reset-failed", &unit]).run();
 }
 
 #[test]
@@ -68,6 +86,7 @@ fn collecting_a_units_earlier_pod_leaves_its_present_one_alone() {
     let host = Host::new();
     let image = host.image("busybox");
     let unit = format!("{}-again", unit_name());
+    let _unit = Unit(unit.clone());
     let once = host.directory("state");
     // The first life ends at once, and the second stays.
     let script = "test -e /state/once && exec sleep 1000; touch /state/once; exit 1";
@@ -88,7 +107,6 @@ fn collecting_a_units_earlier_pod_leaves_its_present_one_alone() {
     limit.expect_code(0).expect_stdout("67108864\n");
     Invocation::new("systemctl", ["stop", &unit]).run().expect_code(0);
     host.gc().expect_code(0);
-    Invocation::new("systemctl", ["reset-failed", &unit]).run();
 }
 
 #[test]
@@ -100,6 +118,7 @@ fn the_first_connection_starts_a_pod_that_is_served_by_its_app() {
     let image = host.image("nginx");
     let site = crate::activation::site(&host, "0.0.0.0:18482");
     let unit = format!("{}-socket", unit_name());
+    let started = Unit(unit.clone());
     let socket = ["--unit", &unit, "--socket-property", "ListenStream=0.0.0.0:18482"].map(str::to_owned);
     let pod = run(&host, &["--net=none", "--environment", "NGINX=3;", "--volume", &site, &image, "--mount"]);
     let words = socket.into_iter().chain(pod).chain(crate::activation::arguments().map(str::to_owned));
@@ -109,7 +128,7 @@ fn the_first_connection_starts_a_pod_that_is_served_by_its_app() {
     let page = Invocation::new("curl", ["-sf", "-m", "100", "http://127.0.0.1:18482/"]).run();
     assert_eq!(page.expect_code(0).stdout, "by a passed socket\n");
     assert_eq!(host.pods().len(), 1);
-    Invocation::new("systemctl", ["stop", &format!("{unit}.socket"), &format!("{unit}.service")]).run().expect_code(0);
+    Invocation::new("systemctl", ["stop", &started.socket(), &unit]).run().expect_code(0);
 }
 
 #[test]

@@ -118,8 +118,7 @@ fn a_link_that_took_a_volumes_place_since_the_pod_was_prepared_is_not_followed()
     let (source, other) = (host.directory("d/sub"), host.directory("other"));
     fs::write(other.join("secret"), "secret").unwrap();
     let volume = format!("v,kind=host,source={}", source.display());
-    let stage1 = format!("--stage1={}", podvm_e2e::stage1());
-    let words = ["prepare", &stage1, "--net=none", "--volume", &volume, &image, "--mount", "volume=v,target=/v", "--"];
+    let words = ["prepare", "--net=none", "--volume", &volume, &image, "--mount", "volume=v,target=/v", "--"];
     let prepared = host.podvm(words.into_iter().chain(["ls", "/v"])).run().expect_code(0);
     let uuid = prepared.stdout.trim();
     // As another pod that may write to `d` could.
