@@ -6,6 +6,7 @@ pub struct Tally {
     passed: usize,
     failures: Vec<Noted>,
     skips: Vec<Noted>,
+    second_tries: Vec<Noted>,
 }
 
 #[derive(Debug)]
@@ -30,6 +31,11 @@ impl Tally {
         self.skips.push(Noted { name: name.into(), reason: first_line(reason) });
     }
 
+    /// A test failed, for this reason, and passed when it was run once more.
+    pub fn note_second_try(&mut self, name: &str, reason: &str) {
+        self.second_tries.push(Noted { name: name.into(), reason: first_line(reason) });
+    }
+
     /// How many tests failed so far.
     pub fn failures(&self) -> usize {
         self.failures.len()
@@ -42,7 +48,8 @@ impl Tally {
 
     /// Lists what was skipped and what failed, then prints the counts as the last line.
     pub fn print(&self) {
-        for (title, notes) in [("skipped", &self.skips), ("failed", &self.failures)] {
+        let second = ("passed only when run once more", &self.second_tries);
+        for (title, notes) in [("skipped", &self.skips), second, ("failed", &self.failures)] {
             if !notes.is_empty() {
                 println!("{title}:");
             }
