@@ -50,15 +50,17 @@ impl Board {
         PodReport { code: report.code, failed_app, error: report.error.as_deref().map(printable), apps: self.apps }
     }
 
-    /// The report of a pod that could not report itself. When all its apps are known to have ended, they have told the exit code.
+    /// The report of a pod that could not report itself. When all its apps are known to have ended, the exit code is that of the first
+    /// that failed. If none did, the pod has not ended well for all that: what they wrote may not have come to rest.
     pub fn conclude_without_report(self, report: PodReport) -> PodReport {
         let Self { apps, failed } = self;
-        let are_over = !apps.is_empty() && apps.iter().all(|app| app.state.exit_code().is_some());
-        if report.code != NO_REPORT || !are_over {
-            return PodReport { apps, ..report };
-        }
+        let are_over = apps.iter().all(|app| app.state.exit_code().is_some());
         let of_failed = apps.iter().find(|app| Some(&app.name) == failed.as_ref());
-        let code = of_failed.and_then(|app| app.state.exit_code()).unwrap_or(0);
-        PodReport { code, failed_app: failed, apps, ..report }
+        match of_failed.and_then(|app| app.state.exit_code()) {
+            Some(code) if are_over && report.code == NO_REPORT => {
+                PodReport { code, failed_app: failed, apps, ..report }
+            }
+            _ => PodReport { apps, ..report },
+        }
     }
 }
