@@ -89,7 +89,7 @@ pub enum Command {
     Stop(stop::StopArgs),
     /// Remove pods that have ended
     Rm(rm::RmArgs),
-    /// Remove all pods that have ended, and what crashes left
+    /// Remove pods that ended half an hour ago and earlier, and what crashes left
     Gc(gc::GcArgs),
     /// Fetch images: the same as `podvm image fetch`
     Fetch(image::fetch::FetchArgs),

@@ -4,6 +4,7 @@
 //! kept as a template under `<root>/templates/` and its few written blocks are copied for each pod. There is no journal: a
 //! pod's writable layer does not outlive its VM.
 
+use std::env;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -22,6 +23,8 @@ pub const MIN_DISK: ByteSize = ByteSize::mib(16);
 pub const DEFAULT_DISK: ByteSize = ByteSize::mib(10 << 10);
 /// Changes when templates are made in another way; old ones are then left unused.
 const TEMPLATE_VERSION: u32 = 1;
+/// Where system programs are; an ordinary user's PATH leaves these out on some distributions.
+const SYSTEM_FOLDERS: [&str; 2] = ["/usr/sbin", "/sbin"];
 
 /// Why the writable disk could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -31,7 +34,7 @@ pub enum WritableError {
     TooSmall(ByteSize),
     /// mkfs.ext4 is missing.
     #[error("mkfs.ext4 is not installed, and podvm needs it to make a pod's writable disk; install e2fsprogs")]
-    NoMkfs(#[source] io::Error),
+    NoMkfs,
     /// mkfs.ext4 failed.
     #[error("mkfs.ext4 could not make a disk of {size}: {message}")]
     Mkfs {
@@ -95,16 +98,24 @@ fn template(size: ByteSize, templates: &Path) -> Result<File, WritableError> {
     Ok(template)
 }
 
+/// Where mkfs.ext4(8) is, if it is installed: in PATH, or among the system's programs.
+pub fn mkfs() -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let folders = env::split_paths(&path).chain(SYSTEM_FOLDERS.map(PathBuf::from));
+    folders.map(|folder| folder.join("mkfs.ext4")).find(|program| program.is_file())
+}
+
 fn make_filesystem(draft: &Draft, size: ByteSize) -> Result<(), WritableError> {
     let (file, path) = (draft.file(), &draft.path());
     file.set_len(size.bytes()).map_err(io_error(path))?;
     reach(FaultPoint::TemplateMaking);
+    let program = mkfs().ok_or(WritableError::NoMkfs)?;
     let mkfs = |extended: &str| {
-        Command::new("mkfs.ext4")
+        Command::new(&program)
             .args(["-q", "-F", "-m", "0", "-O", "^has_journal,^resize_inode", "-E", extended])
             .arg(path)
             .output()
-            .map_err(WritableError::NoMkfs)
+            .map_err(io_error(&program))
     };
     // A sparse file reads as zeroes, so nothing need be zeroed, neither now nor by the guest later; mkfs.ext4 before 1.47
     // cannot be told so.
@@ -158,7 +169,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("writable.img");
         let disk = match create(&path, ByteSize::mib(1024), &folder.path().join("templates")) {
-            Err(WritableError::NoMkfs(_)) => {
+            Err(WritableError::NoMkfs) => {
                 eprintln!("skipped: mkfs.ext4 is not installed");
                 return;
             }

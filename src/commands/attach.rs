@@ -71,9 +71,14 @@ pub fn run(args: &AttachArgs, config: &Config) -> Result<u8> {
     let raw = if args.no_stdin { None } else { type_to(app, &attached, &left)? };
     watch_signals(signals, attached.clone(), left.clone());
     let shown = show(&pod.dir, log, &attached, &left);
+    let was_raw = raw.is_some();
     drop(raw);
     shown?;
     if left.load(Ordering::Relaxed) {
+        if was_raw {
+            // The app's prompt stays in its line, and the shell's gets one of its own.
+            eprintln!();
+        }
         return Ok(0);
     }
     let summary = PodSummary::of(&pod.dir)?;

@@ -138,7 +138,16 @@ impl PodSummary {
 
     /// Its state, with its exit code when it has one.
     pub fn state_text(&self) -> String {
-        self.exit_code.map_or_else(|| self.state.to_string(), |code| format!("{} ({code})", self.state))
+        match self.exit_code {
+            Some(code) => format!("{} ({code})", self.state),
+            None if self.is_paused() => "paused".into(),
+            None => self.state.to_string(),
+        }
+    }
+
+    fn is_paused(&self) -> bool {
+        let mut running = self.apps.iter().filter(|app| matches!(app.state, AppState::Running { .. })).peekable();
+        self.state == PodState::Running && running.peek().is_some() && running.all(|app| app.paused)
     }
 
     /// The first characters of the UUID, enough to tell pods apart.

@@ -137,9 +137,9 @@ fn tun(without: &str) -> Finding {
 }
 
 fn mkfs() -> Finding {
-    match program("mkfs.ext4") {
+    match podvm_pod::writable::mkfs() {
         Some(path) => (Outcome::Ok, path.display().to_string()),
-        None => (Outcome::Failed, "mkfs.ext4 is not in PATH; install e2fsprogs".into()),
+        None => (Outcome::Failed, "mkfs.ext4 is neither in PATH nor in /usr/sbin; install e2fsprogs".into()),
     }
 }
 

@@ -51,10 +51,9 @@ fn a_paused_app_stands_still_until_it_goes_on_or_is_stopped() {
     }
     let host = Host::new();
     let pod = start(&host, &[], "trap 'exit 3' TERM; n=0; while :; do n=$((n+1)); echo $n > /n; sleep 0.05; done");
-    let count = || host.podvm(["logs", &pod]).run().expect_code(0);
-    drop(count());
     host.podvm(["pause", &pod[..8]]).run().expect_code(0);
-    host.podvm(["status", &pod]).run().expect_code(0).expect_stdout("paused");
+    host.podvm(["status", &pod]).run().expect_code(0).expect_stdout("state:      paused");
+    host.podvm(["list"]).run().expect_code(0).expect_stdout("paused");
     let refused = host.podvm(["exec", &pod, "--", "true"]).run().expect_code(254);
     refused.expect_stderr("paused").expect_stderr("podvm resume");
     let used = || {
