@@ -13,6 +13,7 @@ use serde::Deserialize;
 
 use crate::cli::GlobalArgs;
 use crate::commands::image::registries::InsecureOption;
+use crate::input;
 use crate::rootless;
 
 const DEFAULT_CONFIG: &str = "/etc/podvm/config.toml";
@@ -156,7 +157,7 @@ impl Config {
             (Some(path), _) | (None, Some(path)) => (path.as_path(), true),
             (None, None) => (Path::new(DEFAULT_CONFIG), false),
         };
-        let mut file = match std::fs::read_to_string(path) {
+        let mut file = match input::read_text(path) {
             Ok(text) => parse(&text).map_err(|message| ConfigError::Parse { path: path.into(), message })?,
             Err(error) if error.kind() == io::ErrorKind::NotFound && !must_exist => ConfigFile::default(),
             Err(source) => return Err(ConfigError::Read { path: path.into(), source }),

@@ -10,26 +10,26 @@ mod commands;
 mod config;
 mod duration;
 mod help;
+mod input;
 mod output;
 mod rootless;
 mod stage1;
 
 use std::ffi::OsString;
+use std::io::Write;
 use std::process::ExitCode;
 
+use nix::sys::signal::{SigHandler, Signal};
 use podvm_pod::exit::PODVM_ERROR;
 
+use crate::output::OutputError;
+
 fn main() -> ExitCode {
+    take_limits_as_errors();
     let arguments: Vec<OsString> = std::env::args_os().collect();
     let code = match cli::parse(&arguments) {
-        Ok(cli::Parsed::Command(cli)) => commands::run_command(*cli).unwrap_or_else(|error| {
-            report(&chain(&error));
-            PODVM_ERROR
-        }),
-        Ok(cli::Parsed::Text(text)) => {
-            output::print_text(&text);
-            0
-        }
+        Ok(cli::Parsed::Command(cli)) => commands::run_command(*cli).unwrap_or_else(|error| failure(&error)),
+        Ok(cli::Parsed::Text(text)) => output::print_text(&text).map_or_else(|error| failure(&error.into()), |()| 0),
         Err(message) => {
             report(&message);
             PODVM_ERROR
@@ -38,9 +38,26 @@ fn main() -> ExitCode {
     ExitCode::from(code)
 }
 
+/// A file that may not grow further is an error where it is written, as a full disk is, and no reason to kill a pod
+/// (setrlimit(2), `RLIMIT_FSIZE`). Apps get the default back.
+fn take_limits_as_errors() {
+    // SAFETY: the process has one thread, and ignoring a signal runs no code when it comes.
+    let _ = unsafe { nix::sys::signal::signal(Signal::SIGXFSZ, SigHandler::SigIgn) };
+}
+
+/// Reports why a command failed; returns its exit code.
+fn failure(error: &anyhow::Error) -> u8 {
+    if let Some(OutputError::Unread) = error.downcast_ref() {
+        return 0;
+    }
+    report(&chain(error));
+    PODVM_ERROR
+}
+
 /// Prints an error in the one form that all of podvm's have.
 fn report(message: &str) {
-    eprintln!("podvm: {message}");
+    // Where errors cannot be written there is nowhere left to say so.
+    let _ = std::io::stderr().write_all(format!("podvm: {message}\n").as_bytes());
 }
 
 /// An error with those behind it, in one line. What a message tells already is not told again.

@@ -42,26 +42,45 @@ pub fn table<const N: usize>(columns: [&str; N], rows: impl IntoIterator<Item = 
     text
 }
 
-/// Prints a text; that nobody reads it, as behind `| head`, is no error.
-pub fn print_text(text: &str) {
-    let _ = io::stdout().write_all(text.as_bytes());
+/// Why something could not be printed.
+#[derive(Debug, thiserror::Error)]
+pub enum OutputError {
+    /// Nobody reads it any longer, as behind `| head`. It ends a command, and is no failure.
+    #[error("nobody reads the output")]
+    Unread,
+    /// Such as a full disk.
+    #[error("the output cannot be written: {0}")]
+    Lost(#[source] io::Error),
+    /// It has no form as JSON.
+    #[error("the output cannot be written as JSON: {0}")]
+    Json(#[from] serde_json::Error),
+}
+
+/// Prints a text.
+///
+/// # Errors
+/// [`OutputError`].
+pub fn print_text(text: &str) -> Result<(), OutputError> {
+    io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush()).map_err(|error| match error.kind() {
+        io::ErrorKind::BrokenPipe => OutputError::Unread,
+        _ => OutputError::Lost(error),
+    })
 }
 
 /// Prints what is listed: as JSON, or as the text that `as_text` makes of it.
 ///
 /// # Errors
-/// It cannot be written as JSON.
+/// [`OutputError`].
 pub fn print<T: Serialize + ?Sized>(
     args: OutputArgs,
     listed: &T,
     as_text: impl FnOnce(&T) -> String,
-) -> serde_json::Result<()> {
+) -> Result<(), OutputError> {
     let text = match args.output {
         Format::Table => as_text(listed),
         Format::Json => serde_json::to_string_pretty(listed)? + "\n",
     };
-    print_text(&text);
-    Ok(())
+    print_text(&text)
 }
 
 /// Words joined for a table's cell; a dash when there are none.

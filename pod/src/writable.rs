@@ -19,6 +19,8 @@ use nix::unistd::{Whence, lseek64};
 
 /// Smallest disk that is worth a filesystem.
 pub const MIN_DISK: ByteSize = ByteSize::mib(16);
+/// Largest disk that a file of any usual filesystem can be.
+pub const MAX_DISK: ByteSize = ByteSize::mib(8 << 20);
 /// Size of a disk for which none was asked for.
 pub const DEFAULT_DISK: ByteSize = ByteSize::mib(10 << 10);
 /// Changes when templates are made in another way; old ones are then left unused.
@@ -32,6 +34,9 @@ pub enum WritableError {
     /// Too small for a filesystem.
     #[error("a writable layer of {0} is too small; give at least {MIN_DISK}")]
     TooSmall(ByteSize),
+    /// Larger than a file can be.
+    #[error("a writable layer of {0} is too large; give at most {MAX_DISK}")]
+    TooLarge(ByteSize),
     /// mkfs.ext4 is missing.
     #[error("mkfs.ext4 is not installed, and podvm needs it to make a pod's writable disk; install e2fsprogs")]
     NoMkfs,
@@ -82,6 +87,9 @@ pub fn create(path: &Path, size: ByteSize, templates: &Path) -> Result<File, Wri
 fn template(size: ByteSize, templates: &Path) -> Result<File, WritableError> {
     if size < MIN_DISK {
         return Err(WritableError::TooSmall(size));
+    }
+    if size > MAX_DISK {
+        return Err(WritableError::TooLarge(size));
     }
     let path = templates.join(format!("ext4-v{TEMPLATE_VERSION}-{}", size.bytes()));
     match File::open(&path) {
@@ -183,9 +191,11 @@ mod tests {
     }
 
     #[test]
-    fn a_disk_too_small_names_the_least() {
+    fn a_disk_too_small_or_too_large_names_the_limit() {
         let folder = tempfile::tempdir().unwrap();
         let error = create(&folder.path().join("x"), ByteSize::mib(1), folder.path()).unwrap_err().to_string();
         assert!(error.contains("1 MiB") && error.contains("16 MiB"), "{error}");
+        let error = create(&folder.path().join("x"), ByteSize(u64::MAX), folder.path()).unwrap_err().to_string();
+        assert!(error.contains("8 TiB"), "{error}");
     }
 }

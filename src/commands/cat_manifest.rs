@@ -22,6 +22,6 @@ pub struct CatManifestArgs {
 /// Prints a pod's manifest.
 pub fn run(args: &CatManifestArgs, config: &Config) -> Result<u8> {
     let manifest = config.pods().find(&args.pod)?.manifest()?;
-    print_text(&(serde_json::to_string_pretty(&manifest)? + "\n"));
+    print_text(&(serde_json::to_string_pretty(&manifest)? + "\n"))?;
     Ok(0)
 }

@@ -1,5 +1,6 @@
 //! `podvm completion`: scripts that complete podvm's commands and options.
 
+use anyhow::Result;
 use clap::CommandFactory;
 use clap_complete::{Shell, generate};
 
@@ -16,9 +17,9 @@ pub struct CompletionArgs {
 }
 
 /// Prints the script.
-pub fn run(args: &CompletionArgs) -> u8 {
+pub fn run(args: &CompletionArgs) -> Result<u8> {
     let mut script = Vec::new();
     generate(args.shell, &mut Cli::command(), "podvm", &mut script);
-    print_text(&String::from_utf8_lossy(&script));
-    0
+    print_text(&String::from_utf8_lossy(&script))?;
+    Ok(0)
 }

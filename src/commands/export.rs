@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use podvm_pod::archive::{ArchiveError, Archived};
 use podvm_pod::client::get_files;
-use podvm_pod::draft::Draft;
+use podvm_pod::draft::Output;
 use podvm_pod::manifest::AppName;
 
 use super::cp::write_to_stdout;
@@ -29,7 +29,7 @@ pub struct ExportArgs {
     /// The app; needed when the pod has several
     #[arg(long, value_name = "APP")]
     pub app: Option<AppName>,
-    /// Write to this file [default: standard output]
+    /// Write to this file; - for standard output, the default
     #[arg(long, short, value_name = "FILE")]
     pub output: Option<PathBuf>,
 }
@@ -38,7 +38,7 @@ pub struct ExportArgs {
 pub fn run(args: &ExportArgs, config: &Config) -> Result<u8> {
     let pod = RunningPod::find(config, &args.pod)?;
     let app = pod.app(args.app.as_ref())?;
-    match &args.output {
+    match args.output.as_ref().filter(|path| path.as_os_str() != "-") {
         None => get_files(&pod.client(), app, Archived::Root, write_to_stdout)?,
         Some(path) => write_to_file(&pod, app, path).with_context(|| format!("--output {}", path.display()))?,
     }
@@ -47,10 +47,10 @@ pub fn run(args: &ExportArgs, config: &Config) -> Result<u8> {
 
 fn write_to_file(pod: &RunningPod, app: AppName, path: &Path) -> Result<()> {
     path.file_name().context("it names no file")?;
-    let draft = Draft::of(path, 0o666)?;
+    let output = Output::open(path, 0o666)?;
     get_files(&pod.client(), app, Archived::Root, |mut stream| {
-        let copied = io::copy(&mut stream, &mut draft.file()).and_then(|_| draft.file().sync_all());
+        let copied = io::copy(&mut stream, &mut output.file()).and_then(|_| output.sync());
         copied.map_err(ArchiveError::Stream)
     })?;
-    Ok(draft.keep(path)?)
+    Ok(output.keep()?)
 }

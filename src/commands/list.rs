@@ -44,7 +44,7 @@ pub fn run(args: &ListArgs, config: &Config) -> Result<u8> {
         }
     }
     if args.quiet {
-        pods.iter().for_each(|pod| print_text(&format!("{}\n", pod.uuid())));
+        pods.iter().try_for_each(|pod| print_text(&format!("{}\n", pod.uuid())))?;
     } else {
         print(args.output, &pods, |pods| as_table(pods, args.full))?;
     }

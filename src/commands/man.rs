@@ -26,7 +26,7 @@ pub fn run(args: &ManArgs) -> Result<u8> {
         std::fs::read_dir(directory)
     };
     let pages = write().with_context(|| format!("man pages in {}", directory.display()))?;
-    print_text(&format!("{} pages in {}\n", pages.count(), directory.display()));
+    print_text(&format!("{} pages in {}\n", pages.count(), directory.display()))?;
     Ok(0)
 }
 

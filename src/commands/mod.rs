@@ -69,7 +69,7 @@ pub fn run_command(cli: Cli) -> Result<u8> {
         Command::Doctor(args) => doctor::run(&args, &config()?),
         // These work where the configuration is broken.
         Command::Version(args) => version::run(&args),
-        Command::Completion(args) => Ok(completion::run(&args)),
+        Command::Completion(args) => completion::run(&args),
         Command::Man(args) => man::run(&args),
     }
 }

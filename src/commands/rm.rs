@@ -32,19 +32,21 @@ pub struct RmArgs {
 pub fn run(args: &RmArgs, config: &Config) -> Result<u8> {
     let pods = config.pods();
     let mut code = 0;
+    let mut printed = Ok(());
     for name in &args.pods {
         let removed = pods
             .find(name)
             .map_err(anyhow::Error::from)
             .and_then(|dir| stop_and_remove(&dir, args.force).map(|()| dir));
         match removed {
-            Ok(dir) => print_text(&format!("{}\n", dir.uuid())),
+            Ok(dir) => printed = printed.and(print_text(&format!("{}\n", dir.uuid()))),
             Err(error) => {
                 report(&chain(&error));
                 code = podvm_pod::exit::PODVM_ERROR;
             }
         }
     }
+    printed?;
     Ok(code)
 }
 

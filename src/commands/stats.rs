@@ -76,7 +76,7 @@ pub fn run(args: &StatsArgs, config: &Config) -> Result<u8> {
         let now = look(args, config)?;
         let rows = with_shares(now.rows.clone(), &before, now.at);
         if is_live {
-            print_text(CLEAR);
+            print_text(CLEAR)?;
         }
         print(args.output, &rows, |rows| as_table(rows))?;
         if args.no_stream || (!args.pods.is_empty() && rows.is_empty()) {

@@ -245,6 +245,16 @@ impl Process {
         }
     }
 
+    /// Closes an output stream: the process learns that nobody reads it when it writes again. Closing its terminal hangs up.
+    pub fn close_output(&mut self, kind: StreamKind) {
+        if kind == StreamKind::Stdin {
+            return;
+        }
+        for (_, stream) in self.streams.values_mut().filter(|(other, _)| *other == kind) {
+            *stream = Stream::Ended;
+        }
+    }
+
     /// Ties a stream, found by [`Self::check_stream`], to a client.
     pub fn attach(&mut self, number: usize, client: Framed) {
         let Some((kind, stream)) = self.streams.get_mut(&number) else { return };

@@ -50,6 +50,7 @@ impl Supervisor {
             Request::Start { process } => self.start_process(process),
             Request::Wait { process } => self.process(process).map(|_| Reply::Later(WaitFor::Exit(process))),
             Request::Signal { target, signal } => self.signal(&target, signal),
+            Request::Close { process, stream } => self.close_stream(process, stream),
             Request::Resize { process, rows, columns } => self.resize(process, rows, columns),
             Request::Status => self.status(),
             Request::Stats => self.stats(),
@@ -189,6 +190,14 @@ impl Supervisor {
         }
         for process in running {
             process.signal(signal).map_err(|error| format!("signal {signal} cannot be sent: {error}"))?;
+        }
+        Ok(Response::Done.into())
+    }
+
+    fn close_stream(&mut self, id: ProcessId, kind: StreamKind) -> Result<Reply, Refusal> {
+        self.process(id)?;
+        if let Some(process) = self.processes.get_mut(id) {
+            process.close_output(kind);
         }
         Ok(Response::Done.into())
     }

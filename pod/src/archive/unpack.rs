@@ -9,7 +9,7 @@ use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{
     AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, chownat, fchmod, fchown, futimens, linkat,
-    makedev, mkdirat, mknodat, openat, symlinkat, unlinkat,
+    makedev, mkdirat, mknodat, openat, statat, symlinkat, unlinkat,
 };
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
@@ -302,6 +302,16 @@ impl Owner {
     }
 }
 
+/// A file takes the place of a file or a link. Replacing a device, a pipe or a socket would take it from those who use it.
+fn refuse_special(directory: BorrowedFd<'_>, name: &OsStr) -> Result<(), Errno> {
+    let there = match statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Err(Errno::NOENT) => return Ok(()),
+        other => FileType::from_raw_mode(other?.st_mode),
+    };
+    let is_replaced = matches!(there, FileType::RegularFile | FileType::Symlink | FileType::Directory);
+    if is_replaced { Ok(()) } else { Err(Errno::EXIST) }
+}
+
 /// Removes what has the name, unless it is a directory.
 fn make_room(directory: BorrowedFd<'_>, name: &OsStr) -> Result<(), Errno> {
     match unlinkat(directory, name, AtFlags::empty()) {
@@ -337,6 +347,7 @@ fn write_file(
     content: &mut impl Read,
     path: &Path,
 ) -> Result<(), ArchiveError> {
+    refuse_special(parent, name).map_err(at(path))?;
     make_room(parent, name).map_err(at(path))?;
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let mut file = File::from(openat(parent, name, flags, Mode::from_raw_mode(0o600)).map_err(at(path))?);

@@ -3,6 +3,7 @@
 use std::io;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -31,7 +32,8 @@ pub struct ExecStreams<'a> {
 /// Executes a program in an app and waits for its end. Signals are passed on to it.
 ///
 /// # Errors
-/// [`ClientError`]; a program that is not there or cannot be executed is [`ClientError::Refused`].
+/// [`ClientError`]; a program that is not there or cannot be executed is [`ClientError::Refused`], and output that could not be
+/// written [`ClientError::OutputLost`]. That nobody reads it is no error but the program's.
 pub fn exec(
     client: &SupervisorClient,
     spec: ExecSpec,
@@ -44,6 +46,7 @@ pub fn exec(
     let local = |error: io::Error| ClientError::Unreachable(error);
 
     let mut outputs = Outputs::default();
+    let lost: Arc<Mutex<Option<io::Error>>> = Arc::default();
     let mut typed_to = None;
     let kinds: &[StreamKind] =
         if terminal { &[StreamKind::Terminal] } else { &[StreamKind::Stdout, StreamKind::Stderr] };
@@ -53,7 +56,18 @@ pub fn exec(
             typed_to = Some(stream.try_clone().map_err(local)?);
         }
         let to = own(if *kind == StreamKind::Stderr { streams.stderr } else { streams.stdout })?;
-        let sink = move |piece: &[u8]| drop(write_fully(to.as_fd(), piece));
+        let (client, kind, lost) = (client.clone(), *kind, lost.clone());
+        let mut is_taken = true;
+        let sink = move |piece: &[u8]| {
+            if is_taken && let Err(error) = write_fully(to.as_fd(), piece) {
+                is_taken = false;
+                if error.kind() != io::ErrorKind::BrokenPipe {
+                    lost.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+                }
+                // A supervisor that is gone has closed it.
+                let _ = client.close_stream(process, kind);
+            }
+        };
         outputs.carry("output", move || Ok::<_, io::Error>(stream), sink, |_| {}).map_err(local)?;
     }
     if stdin && !terminal {
@@ -81,7 +95,10 @@ pub fn exec(
     let status = client.wait(process)?;
     outputs.wait(IDLE_STREAM, Some(READ_OUT));
     drop(raw);
-    Ok(status)
+    match lost.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        Some(error) => Err(ClientError::OutputLost(error)),
+        None => Ok(status),
+    }
 }
 
 /// Sends the program what this process is sent, for as long as the supervisor knows it; then a signal ends the waiting for

@@ -48,6 +48,9 @@ pub enum ClientError {
     /// The answer fits another question.
     #[error("the pod's supervisor gave an answer that does not fit the question")]
     Unexpected,
+    /// What a program printed could not be written here.
+    #[error("output is lost, for it cannot be written: {0}")]
+    OutputLost(#[source] io::Error),
     /// The supervisor says no.
     #[error("{message}")]
     Refused {
@@ -157,6 +160,14 @@ impl SupervisorClient {
     /// [`ClientError`].
     pub fn signal(&self, target: SignalTarget, signal: i32) -> Result<(), ClientError> {
         self.ask_done(Request::Signal { target, signal })
+    }
+
+    /// Closes one of a process's output streams: nobody reads it any more.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn close_stream(&self, process: ProcessId, stream: StreamKind) -> Result<(), ClientError> {
+        self.ask_done(Request::Close { process, stream })
     }
 
     /// Sets the size of a process's terminal.

@@ -9,7 +9,7 @@ mod streams;
 mod terminal;
 
 pub use outputs::{Outputs, spawn};
-pub use signals::Signals;
+pub use signals::{Signals, is_passed_on};
 pub use streams::{drain, feed, write_fully};
 pub use terminal::{RawTerminal, TerminalSize};
 

@@ -7,6 +7,17 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 /// Signals that ask a process to end, and the one that tells of a terminal's new size.
 const WANTED: [Signal; 4] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGWINCH];
+/// Signals that mean something to the program alone, such as to open its log files anew, and would kill this process.
+const PASSED_ON: [Signal; 8] = [
+    Signal::SIGQUIT,
+    Signal::SIGUSR1,
+    Signal::SIGUSR2,
+    Signal::SIGALRM,
+    Signal::SIGVTALRM,
+    Signal::SIGPROF,
+    Signal::SIGIO,
+    Signal::SIGPWR,
+];
 
 /// A source of signals' numbers.
 pub struct Signals(Box<dyn FnMut() -> Option<i32> + Send>);
@@ -18,15 +29,15 @@ impl std::fmt::Debug for Signals {
 }
 
 impl Signals {
-    /// Blocks SIGTERM, SIGINT, SIGHUP and SIGWINCH in the calling thread and in all threads it makes from now on, and reads
-    /// them from a signalfd(2). Must be called while the process has one thread, or another could be killed by them. A
+    /// Blocks SIGTERM, SIGINT, SIGHUP, SIGWINCH and those that are [passed on](is_passed_on) in the calling thread and in all
+    /// threads it makes from now on, and reads them from a signalfd(2). Must be called while the process has one thread, or another could be killed by them. A
     /// signal that this process was started to ignore, as nohup(1) does, stays ignored.
     ///
     /// # Errors
     /// Those of sigaction(2), sigprocmask(2) and signalfd(2).
     pub fn block() -> io::Result<Self> {
         let mut mask = SigSet::empty();
-        for signal in WANTED {
+        for signal in WANTED.into_iter().chain(PASSED_ON) {
             if !is_ignored(signal)? {
                 mask.add(signal);
             }
@@ -48,6 +59,11 @@ impl Signals {
     pub fn wait(&mut self) -> Option<i32> {
         (self.0)()
     }
+}
+
+/// Whether a signal is for the program that runs inside, and asks nothing of this process.
+pub fn is_passed_on(signal: i32) -> bool {
+    PASSED_ON.iter().any(|passed| *passed as i32 == signal)
 }
 
 fn is_ignored(signal: Signal) -> io::Result<bool> {

@@ -43,7 +43,10 @@ pub fn feed(from: BorrowedFd<'_>, mut to: &UnixStream) -> io::Result<bool> {
         match nix::unistd::read(from, &mut chunk) {
             Ok(0) => return Ok(true),
             Ok(length) => match to.write_all(&chunk[..length]) {
-                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(false),
+                // What a reader has not read when it ends resets the connection.
+                Err(error) if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => {
+                    return Ok(false);
+                }
                 other => other?,
             },
             Err(Errno::EINTR | Errno::EAGAIN) => {}

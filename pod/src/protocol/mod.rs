@@ -128,6 +128,15 @@ pub enum Request {
         /// Which one.
         stream: StreamKind,
     },
+    /// Close one of a process's output streams, whose client has nobody to pass it on to: the process is told when it writes
+    /// again, by SIGPIPE or EPIPE. A stream whose client merely leaves is read on, so that the process can go on. Answered by
+    /// [`Response::Done`].
+    Close {
+        /// Whose.
+        process: ProcessId,
+        /// Which one.
+        stream: StreamKind,
+    },
     /// Connect to one of the sockets that an app was started with and that the supervisor has made; answered by
     /// [`Response::Stream`], then the connection's bytes, each direction with its own end.
     Socket {

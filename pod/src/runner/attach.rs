@@ -4,6 +4,7 @@ use std::io;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::PodIo;
@@ -16,7 +17,8 @@ use crate::protocol::{ProcessId, StreamKind};
 
 /// Attaches each app's streams once.
 pub(super) struct Attacher {
-    client: SupervisorClient,
+    /// Whom requests of the apps go to.
+    pub client: SupervisorClient,
     logs: OwnedFd,
     attached: bool,
     /// Whether several apps share this process's output, so that each line must say whose it is.
@@ -27,6 +29,8 @@ pub(super) struct Attacher {
     raw: Option<RawTerminal>,
     /// The streams that are being carried.
     pub outputs: Outputs,
+    /// Whether output of the apps could not be shown.
+    pub is_output_lost: Arc<AtomicBool>,
 }
 
 impl Attacher {
@@ -42,6 +46,7 @@ impl Attacher {
             terminals: None,
             raw: None,
             outputs: Outputs::default(),
+            is_output_lost: Arc::default(),
         }
     }
 
@@ -56,7 +61,7 @@ impl Attacher {
         }
         for (kind, stream) in [(StreamKind::Stdout, LogStream::Stdout), (StreamKind::Stderr, LogStream::Stderr)] {
             let client = self.client.clone();
-            self.carry(app, stream, log.clone(), move || client.open_stream(process, kind))?;
+            self.carry(app, (process, kind), stream, log.clone(), move || client.open_stream(process, kind))?;
         }
         if self.takes_typed(app) {
             let client = self.client.clone();
@@ -92,7 +97,7 @@ impl Attacher {
             self.raw = RawTerminal::enter(io::stdin().as_fd())?;
         }
         let (attached, client, trouble) = (self.attached, self.client.clone(), report_trouble(&app.name));
-        self.carry(app, LogStream::Stdout, log, move || {
+        self.carry(app, (process, StreamKind::Terminal), LogStream::Stdout, log, move || {
             if let (true, Some(size)) = (attached, TerminalSize::of(io::stdout().as_fd())) {
                 client.resize(process, size)?;
             }
@@ -122,22 +127,31 @@ impl Attacher {
     fn carry(
         &mut self,
         app: &App,
+        (process, kind): (ProcessId, StreamKind),
         stream: LogStream,
         log: Arc<Mutex<AppLog>>,
         open: impl FnOnce() -> Result<UnixStream, ClientError> + Send + 'static,
     ) -> io::Result<()> {
         let prefix = self.is_shared.then(|| app.name.clone());
         let mut shown = self.attached.then(|| Shown::new(stream, prefix)).transpose()?;
-        let name = app.name.clone();
+        let (name, client, is_output_lost) = (app.name.clone(), self.client.clone(), self.is_output_lost.clone());
         let mut is_logged = true;
         let sink = move |piece: &[u8]| {
             if is_logged && let Err(error) = log.lock().unwrap_or_else(PoisonError::into_inner).append(stream, piece) {
                 is_logged = false;
                 eprintln!("podvm: the log of app {name} ends here: {error}");
             }
-            // Nobody reads any longer: the app goes on, into its log.
-            if shown.as_mut().is_some_and(|shown| shown.write(piece).is_err()) {
-                shown = None;
+            let Some(Err(error)) = shown.as_mut().map(|shown| shown.write(piece)) else { return };
+            shown = None;
+            if error.kind() == io::ErrorKind::BrokenPipe {
+                // Nobody reads any longer, which the app is told as any program is. A supervisor that is gone has closed it.
+                let _ = client.close_stream(process, kind);
+            } else {
+                is_output_lost.store(true, Ordering::Relaxed);
+                eprintln!(
+                    "podvm: the {} of app {name} cannot be written, and goes into its log alone: {error}",
+                    stream.name()
+                );
             }
         };
         self.outputs.carry(stream.name(), open, sink, report_trouble(&app.name))

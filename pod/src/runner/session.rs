@@ -3,6 +3,7 @@
 use std::io;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
@@ -12,12 +13,14 @@ use super::attach::Attacher;
 use super::board::Board;
 use super::sockets::Relays;
 use super::{Runner, Walls};
-use crate::console::{Signals, spawn};
+use crate::console::{Signals, is_passed_on, spawn};
 use crate::directory::RunningPod;
 use crate::exit::{NO_REPORT, PODVM_ERROR, SIGNAL_BASE};
 use crate::fault::{FaultPoint, reach};
 use crate::manifest::{AppName, RestartPolicy};
-use crate::protocol::{Command, Event, FrameError, PROTOCOL_VERSION, PodSpec, ProcessId, read_frame, write_frame};
+use crate::protocol::{
+    Command, Event, FrameError, PROTOCOL_VERSION, PodSpec, ProcessId, SignalTarget, read_frame, write_frame,
+};
 use crate::status::PodReport;
 use crate::timestamp::Timestamp;
 
@@ -94,10 +97,12 @@ pub(super) fn run(runner: Runner<'_>, spec: PodSpec) -> PodReport {
     // Also for the thread that reads it.
     let _ = session.primary.shutdown(Shutdown::Both);
     session.attacher.leave_terminal();
-    match end {
+    let is_output_lost = session.attacher.is_output_lost.load(Ordering::Relaxed);
+    let report = match end {
         End::Reported(report) => session.board.conclude(report),
         End::Unreported(report) => session.board.conclude_without_report(report),
-    }
+    };
+    if is_output_lost { without_output(report) } else { report }
 }
 
 struct Session<'a> {
@@ -294,6 +299,10 @@ impl<'a> Session<'a> {
             self.attacher.resize();
             return None;
         }
+        if is_passed_on(signal) {
+            self.pass_on(signal);
+            return None;
+        }
         self.stops += 1;
         if self.spec.is_some() || self.stops > 2 {
             let when =
@@ -309,6 +318,22 @@ impl<'a> Session<'a> {
         // A connection that broke is heard of by the thread that reads it.
         let _ = write_frame(&mut self.primary, &Command::Stop { grace_ms: grace.as_millis() as u64 });
         None
+    }
+
+    /// Sends the apps a signal that is theirs. Before they run there is nobody to get it.
+    fn pass_on(&self, signal: i32) {
+        if self.started.is_none() {
+            return;
+        }
+        let client = self.attacher.client.clone();
+        let passed = spawn("signal", move || {
+            if let Err(error) = client.signal(SignalTarget::Pod, signal) {
+                eprintln!("podvm: signal {signal} has not reached the apps: {error}");
+            }
+        });
+        if let Err(error) = passed {
+            eprintln!("podvm: signal {signal} has not reached the apps: {error}");
+        }
     }
 
     /// Sets the limit of what is waited for. When the walls or the supervisor are gone, it stays as it is: what was still
@@ -346,12 +371,24 @@ impl<'a> Session<'a> {
             match self.inputs.recv_timeout(latest.saturating_duration_since(Instant::now())) {
                 Ok(Input::WallsFell(_)) => self.have_walls_fallen = true,
                 // The user is impatient.
-                Ok(Input::Signal(signal)) if signal != Signal::SIGWINCH as i32 => return,
+                Ok(Input::Signal(signal)) if asks_for_the_end(signal) => return,
                 Ok(_) => {}
                 Err(_) => return,
             }
         }
     }
+}
+
+/// Who reads what a pod prints must not take it for whole by the exit code.
+fn without_output(report: PodReport) -> PodReport {
+    if report.code != 0 {
+        return report;
+    }
+    PodReport { code: PODVM_ERROR, error: Some("what the apps printed could not all be written".into()), ..report }
+}
+
+fn asks_for_the_end(signal: i32) -> bool {
+    signal != Signal::SIGWINCH as i32 && !is_passed_on(signal)
 }
 
 fn supervisor_lost(error: &FrameError) -> PodReport {
@@ -384,7 +421,7 @@ fn listen(
     }
     spawn("signals", move || {
         while let Some(signal) = signals.wait() {
-            if signal != Signal::SIGWINCH as i32 {
+            if asks_for_the_end(signal) {
                 interrupt();
             }
             if sender.send(Input::Signal(signal)).is_err() {

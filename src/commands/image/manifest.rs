@@ -21,6 +21,6 @@ pub fn run(args: &CatManifestArgs, store: &Store) -> Result<u8> {
     let id = store.find(&args.image)?.id;
     let path = if args.configuration { store.config_path(&id) } else { store.manifest_path(&id) };
     let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-    print_text(&text);
+    print_text(&text)?;
     Ok(0)
 }

@@ -27,7 +27,7 @@ pub fn start(uuid: Uuid, pod: impl FnOnce(ReadySender) -> Result<Outcome>) -> Re
             drop(pod);
             match receiver.wait() {
                 Ok(()) => {
-                    print_text(&format!("{uuid}\n"));
+                    print_text(&format!("{uuid}\n"))?;
                     Ok(0)
                 }
                 Err(failure) => {

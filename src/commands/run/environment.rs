@@ -50,8 +50,9 @@ pub fn environment(
 
 fn read_file(path: &Path) -> Result<Vec<EnvironmentVariable>, PrepareError> {
     let wrong = |what: String| PrepareError::EnvironmentFile { path: path.into(), what };
-    let text = std::fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
-    parse(&text).map_err(wrong)
+    let text = crate::input::read_text(path).map_err(|error| wrong(error.to_string()))?;
+    // Some editors begin a text with a mark of its byte order.
+    parse(text.strip_prefix('\u{feff}').unwrap_or(&text)).map_err(wrong)
 }
 
 /// The variables of a file: `NAME=VALUE` lines; empty ones and those that begin with `#` say nothing.

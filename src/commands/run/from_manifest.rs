@@ -31,7 +31,7 @@ pub fn read(
     stage1: Stage1Kind,
 ) -> Result<(PodManifest, Vec<ResolvedImage>), PrepareError> {
     let wrong = |what: Fault| PrepareError::Manifest { path: path.into(), what };
-    let bytes = std::fs::read(path).map_err(|error| wrong(error.to_string()))?;
+    let bytes = crate::input::read(path).map_err(|error| wrong(error.to_string()))?;
     let mut manifest = parse(&bytes).map_err(wrong)?;
     let mut images = Vec::new();
     for app in &mut manifest.apps {

@@ -21,13 +21,14 @@ mod reaper;
 mod sockets;
 mod volumes;
 
+use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Context, Result};
 use podvm_image::source::STDIN;
 use podvm_image::{ImageSource, ImportOptions, Imported, ResolvedImage, Silent, Store};
 use podvm_pod::directory::PreparedPod;
-use podvm_pod::draft::write_whole;
+use podvm_pod::draft::Output;
 use podvm_pod::fault::{FaultPoint, reach};
 use podvm_pod::manifest::{AppImage, IpcMode, PodManifest};
 use podvm_pod::runner::PodIo;
@@ -261,8 +262,12 @@ fn run_behind(stage1: Stage1Kind, config: &Config, pod: PreparedPod, io: PodIo) 
 /// Writes the UUID in one step: whoever waits for the file never reads a part of it. Of two pods that are given the same file,
 /// it names the one that came last.
 fn save_uuid(path: &Path, uuid: Uuid) -> Result<()> {
-    write_whole(path, uuid.to_string().as_bytes(), 0o666)
-        .with_context(|| format!("--uuid-file-save {}", path.display()))?;
+    let write = || {
+        let output = Output::open(path, 0o666)?;
+        output.file().write_all(uuid.to_string().as_bytes())?;
+        output.keep()
+    };
+    write().with_context(|| format!("--uuid-file-save {}", path.display()))?;
     reach(FaultPoint::UuidFileSaved);
     Ok(())
 }

@@ -48,7 +48,7 @@ pub fn prepare(args: &RunArgs, config: &Config) -> Result<u8> {
         return Err(error);
     }
     pod.leave(stage1)?;
-    print_text(&format!("{uuid}\n"));
+    print_text(&format!("{uuid}\n"))?;
     Ok(0)
 }
 

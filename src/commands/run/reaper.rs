@@ -8,6 +8,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 use anyhow::{Context, Result, anyhow};
 use nix::fcntl::OFlag;
+use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::{ForkResult, fork, pipe2, read, setsid, write};
 use podvm_pod::PodDir;
 use podvm_pod::directory::Phase;
@@ -34,8 +35,9 @@ impl Reaper {
         match unsafe { fork() }.context("the process that is to remove the pod cannot be made")? {
             ForkResult::Parent { .. } => Ok(Self { alive, retired: retired.into() }),
             ForkResult::Child => {
-                // A signal from the terminal is the pod's to obey.
+                // A signal from the terminal is the pod's to obey, and one to a whole service is no reason to leave the pod there.
                 let _ = setsid();
+                let _ = obeyed_by_the_pod().thread_block();
                 let removed = keep_only([&until, &tell]).and_then(|()| {
                     reach(FaultPoint::ReaperWaits);
                     let _ = read(&until, &mut [0]);
@@ -61,6 +63,10 @@ impl Reaper {
         drop(self.alive);
         self.retired.read_exact(&mut [0]).map_err(|_| anyhow!("it could not be removed; `podvm gc` tries again"))
     }
+}
+
+fn obeyed_by_the_pod() -> SigSet {
+    SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT])
 }
 
 /// Whether a pod that is not alive was this process's: one that was prepared before and could not be started is so still, or another

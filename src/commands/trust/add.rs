@@ -109,7 +109,7 @@ pub fn run(args: &AddArgs, keyring: &Keyring, config: &Config) -> Result<u8> {
     }
     for (_, key) in &keys {
         let path = keyring.add(&scope, key)?;
-        print_text(&format!("{}\n", path.display()));
+        print_text(&format!("{}\n", path.display()))?;
     }
     Ok(0)
 }

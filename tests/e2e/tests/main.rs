@@ -16,6 +16,7 @@ mod network;
 mod nginx;
 mod ns;
 mod observe;
+mod output;
 mod pods;
 mod postgres;
 mod redis;

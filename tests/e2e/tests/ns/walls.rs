@@ -128,3 +128,16 @@ fn a_limit_that_this_host_cannot_apply_is_said() {
     let finished = finished.expect_code(0).expect_stdout("it runs");
     finished.expect_stderr("app busybox").expect_stderr("--memory").expect_stderr("--cpu").expect_stderr("cgroup");
 }
+
+#[test]
+fn a_log_that_may_not_grow_further_ends_and_the_pod_does_not() {
+    let host = Host::new();
+    let image = host.image("busybox");
+    let podvm = podvm_e2e::prefix().join("bin/podvm");
+    let call = format!("{} --root {} run --stage1=ns -q --rm --net=none", podvm.display(), host.root().display());
+    // In blocks of 512 bytes, or of 1024.
+    let line = format!("ulimit -f 150; {call} {image} -- sh -c 'yes | head -c 300000' | wc -c");
+    let finished = podvm_e2e::Invocation::new("/bin/sh", ["-c", &line]).run().expect_code(0);
+    assert_eq!(finished.stdout.trim(), "300000", "{finished}");
+    finished.expect_stderr("the log of app busybox ends here");
+}
