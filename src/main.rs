@@ -20,6 +20,7 @@ use std::process::ExitCode;
 use podvm_pod::exit::PODVM_ERROR;
 
 fn main() -> ExitCode {
+    allow_owner();
     let arguments: Vec<OsString> = std::env::args_os().collect();
     let code = match cli::parse(&arguments) {
         Ok(cli::Parsed::Command(cli)) => commands::run_command(*cli).unwrap_or_else(|error| {
@@ -36,6 +37,13 @@ fn main() -> ExitCode {
         }
     };
     ExitCode::from(code)
+}
+
+/// Takes from the umask what would keep this process from its own files and directories. What others may do stays the caller's to say.
+fn allow_owner() {
+    use nix::sys::stat::{Mode, umask};
+    let given = umask(Mode::from_bits_truncate(0o077));
+    umask(given & Mode::from_bits_truncate(0o077));
 }
 
 /// Prints an error in the one form that all of podvm's have.
