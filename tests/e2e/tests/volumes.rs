@@ -222,3 +222,18 @@ fn the_callers_umask_is_not_the_pods() {
         assert_eq!(finished.stdout, "755\n755\n644\n0022\n", "{line}");
     }
 }
+
+#[test]
+fn a_volume_in_the_systems_place_is_refused_and_an_images_passed_over() {
+    let host = Host::empty();
+    let image = host.derived("busybox", &host.directory("root"), json!({"Volumes": {"/dev": {}, "/sys/fs": {}}}));
+    let image = image.to_str().unwrap();
+    let finished = host.podvm(["run", "--rm", "--net=none", image, "--", "ls", "/dev/null"]).run().expect_code(0);
+    finished.expect_stdout("/dev/null\n").expect_stderr(r#"passed over: "/dev", "/sys/fs""#);
+    for target in ["/dev", "/proc", "/proc/interrupts", "/sys/fs"] {
+        let mount = format!("volume=v,target={target}");
+        let words = ["run", "--net=none", "--volume", "v,kind=empty", image, "--mount", &mount, "--", "true"];
+        host.podvm(words).run().expect_code(254).expect_stderr(&format!("volume v cannot be mounted at {target}"));
+    }
+    assert!(host.pods().is_empty());
+}
