@@ -146,6 +146,10 @@ fn image_with_data(host: &Host) -> PathBuf {
     symlink("/etc/hostname", root.join("data/link")).unwrap();
     chown(&file, Some(5), Some(6)).unwrap();
     fs::set_permissions(&file, PermissionsExt::from_mode(0o4751)).unwrap();
+    // What a pod with users of its own cannot have as it is.
+    fs::write(root.join("data/strangers"), "").unwrap();
+    chown(root.join("data/strangers"), Some(200_000), Some(200_000)).unwrap();
+    Invocation::new("mknod", [root.join("data/null").to_str().unwrap(), "c", "1", "3"]).run().expect_code(0);
     chown(root.join("data"), Some(7), Some(8)).unwrap();
     fs::set_permissions(root.join("data"), PermissionsExt::from_mode(0o1770)).unwrap();
     let time = fs::FileTimes::new().set_modified(std::time::UNIX_EPOCH + Duration::from_secs(1_000_000));
@@ -154,9 +158,9 @@ fn image_with_data(host: &Host) -> PathBuf {
 }
 
 /// What is in `/data` of that image.
-const DATA: &str = "7 8 1770\n5 6 4751 2 1000000\n/etc/hostname\ndata/inner\n";
-const SHOW_DATA: &str =
-    "cd /data && stat -c '%u %g %a' . && stat -c '%u %g %a %h %Y' inner/file && readlink link && cat other";
+const DATA: &str = "7 8 1770\n5 6 4751 2 1000000\n/etc/hostname\ndata/inner\nstrangers\n";
+const SHOW_DATA: &str = "cd /data && stat -c '%u %g %a' . && stat -c '%u %g %a %h %Y' inner/file && \
+                         readlink link && cat other && ls strangers";
 
 #[test]
 fn an_images_content_is_in_the_empty_volume_that_takes_its_place() {
@@ -197,7 +201,7 @@ fn a_shared_empty_volume_has_the_content_of_the_first_app_and_a_hosts_none() {
 fn a_volume_is_not_filled_again_when_its_app_is_started_again() {
     let host = Host::empty();
     let image = image_with_data(&host);
-    let script = "test ! -e /data/gone || exit 0; rm -r /data/inner /data/link; mv /data/other /data/gone; exit 1";
+    let script = "test ! -e /data/gone || exit 0; rm -r /data/inner /data/link /data/null /data/strangers; mv /data/other /data/gone; exit 1";
     let last = "ls /data";
     let script = format!("trap '{last}' EXIT; {script}");
     let words =
