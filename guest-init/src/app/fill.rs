@@ -207,12 +207,15 @@ fn give(from: BorrowedFd<'_>, to: BorrowedFd<'_>, stat: &Stat) -> Result<(), Err
 fn give_attributes(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<(), Errno> {
     let mut list = vec![0; MAX_ATTRIBUTE];
     let length = match flistxattr(from, &mut list) {
-        Err(Errno::NOTSUP) => return Ok(()),
+        Ok(0) | Err(Errno::NOTSUP) => return Ok(()),
         other => other?,
     };
     let mut value = vec![0; MAX_ATTRIBUTE];
     for name in list[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty() && *name != LABEL) {
-        let length = fgetxattr(from, name, &mut value)?;
+        let length = match fgetxattr(from, name, &mut value) {
+            Err(Errno::NODATA | Errno::NOTSUP) => continue,
+            other => other?,
+        };
         match fsetxattr(to, name, &value[..length], XattrFlags::empty()) {
             Ok(()) | Err(Errno::NOTSUP | Errno::PERM | Errno::INVAL) => {}
             Err(errno) => return Err(errno),
