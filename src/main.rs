@@ -26,6 +26,7 @@ use crate::output::OutputError;
 
 fn main() -> ExitCode {
     take_limits_as_errors();
+    allow_owner();
     let arguments: Vec<OsString> = std::env::args_os().collect();
     let code = match cli::parse(&arguments) {
         Ok(cli::Parsed::Command(cli)) => commands::run_command(*cli).unwrap_or_else(|error| failure(&error)),
@@ -52,6 +53,13 @@ fn failure(error: &anyhow::Error) -> u8 {
     }
     report(&chain(error));
     PODVM_ERROR
+}
+
+/// Takes from the umask what would keep this process from its own files and directories. What others may do stays the caller's to say.
+fn allow_owner() {
+    use nix::sys::stat::{Mode, umask};
+    let given = umask(Mode::from_bits_truncate(0o077));
+    umask(given & Mode::from_bits_truncate(0o077));
 }
 
 /// Prints an error in the one form that all of podvm's have.

@@ -16,6 +16,8 @@ use guest_init::walls::{Connections, Walls};
 use podvm_pod::exit::PODVM_ERROR;
 
 fn main() {
+    // What is made in the pod is the same whoever has started it.
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
     let arguments: Vec<String> = std::env::args().collect();
     let words: Vec<&str> = arguments.iter().skip(1).map(String::as_str).collect();
     match words.as_slice() {

@@ -42,8 +42,8 @@ pub struct VolumePlace {
     pub path: PathBuf,
     /// Whether nobody may write to it.
     pub read_only: bool,
-    /// The app, by index, whose image says who owns a volume that has just been made, until it is in use.
-    pub owned_as_in: Option<usize>,
+    /// The app, by index, whose image's content goes into a volume that has just been made, until it is in use.
+    pub filled_by: Option<usize>,
 }
 
 impl Places {
@@ -93,9 +93,9 @@ impl Places {
         self.volumes.get(name)
     }
 
-    /// The volumes are in use: owner and mode are from now on what the apps make of them.
-    pub fn leave_owners(&mut self) {
-        self.volumes.values_mut().for_each(|volume| volume.owned_as_in = None);
+    /// The volumes are in use: what is in them is from now on what the apps make of it.
+    pub fn end_filling(&mut self) {
+        self.volumes.values_mut().for_each(|volume| volume.filled_by = None);
     }
 
     /// The pod's `/dev/shm`.
@@ -159,7 +159,7 @@ impl Places {
     fn mount_volumes(&mut self, walls: &mut dyn Walls, spec: &PodSpec) -> Result<(), StepError> {
         for volume in &spec.volumes {
             let mut path = self.scratch.join("volumes").join(volume.name.as_str());
-            let mut owned_as_in = None;
+            let mut filled_by = None;
             match &volume.source {
                 VolumeSource::VirtioFs(tag) => self.mount(walls, Source::VirtioFs(tag), &path)?,
                 VolumeSource::Directory(directory) => path.clone_from(directory),
@@ -170,11 +170,11 @@ impl Places {
                         let mounts_it = |app: &podvm_pod::protocol::AppSpec| {
                             app.app.mounts.iter().any(|mount| mount.volume == volume.name)
                         };
-                        owned_as_in = spec.apps.iter().position(mounts_it);
+                        filled_by = spec.apps.iter().position(mounts_it);
                     }
                 }
             }
-            let place = VolumePlace { path, read_only: volume.read_only, owned_as_in };
+            let place = VolumePlace { path, read_only: volume.read_only, filled_by };
             self.volumes.insert(volume.name.clone(), place);
         }
         Ok(())

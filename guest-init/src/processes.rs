@@ -3,9 +3,11 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use podvm_pod::status::{AppStats, ProcessInfo};
+use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 /// Most processes that are told of.
 const MAX_PROCESSES: usize = 4096;
@@ -32,19 +34,58 @@ pub fn usage(main: i32) -> AppStats {
     }
 }
 
+/// Kills the processes of the session that `leader` leads (setsid(2)). The caller has not reaped the leader, so that the number is
+/// no other's; its own end is the caller's affair when it leads none yet.
+pub fn kill_session(leader: i32) {
+    /// Most times that is looked again for what was made meanwhile.
+    const MAX_ROUNDS: usize = 16;
+    if let Some(group) = rustix::process::Pid::from_raw(leader) {
+        // There is none when the process has not come as far.
+        let _ = rustix::process::kill_process_group(group, Signal::KILL);
+    }
+    for _ in 0..MAX_ROUNDS {
+        let members: Vec<_> = all().filter_map(|folder| open_if_in(&folder, leader)).collect();
+        if members.is_empty() {
+            return;
+        }
+        for member in members {
+            // It may have ended meanwhile.
+            let _ = pidfd_send_signal(&member, Signal::KILL);
+        }
+    }
+}
+
+/// A handle on the process of this folder, if it is in the session and has not ended.
+fn open_if_in(folder: &Path, session: i32) -> Option<OwnedFd> {
+    let pid = folder.file_name()?.to_str()?.parse().ok()?;
+    let handle = pidfd_open(rustix::process::Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
+    // Read with the handle open: the folder may have become that of another process.
+    let stat = text(&folder.join("stat")).ok()?;
+    (session_of(&stat)? == session).then_some(handle)
+}
+
+/// The session of a process that has not ended.
+fn session_of(stat: &str) -> Option<i32> {
+    let (_, rest) = stat.rsplit_once(')')?;
+    let mut fields = rest.split_whitespace();
+    // Of proc_pid_stat(5) the fields 3, the state, and 6.
+    let state = fields.next()?;
+    let session = fields.nth(2)?.parse().ok()?;
+    (!matches!(state, "Z" | "X")).then_some(session)
+}
+
+/// The folders of all processes.
+fn all() -> impl Iterator<Item = PathBuf> {
+    let folders = fs::read_dir("/proc").into_iter().flatten().flatten().map(|entry| entry.path());
+    folders.filter(|folder| {
+        folder.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.parse::<u32>().is_ok())
+    })
+}
+
 fn folders(main: i32) -> Vec<PathBuf> {
     let namespace = |folder: &Path| fs::read_link(folder.join("ns/pid")).ok();
     let Some(wanted) = namespace(&Path::new("/proc").join(main.to_string())) else { return Vec::new() };
-    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
-    let folders = entries.flatten().map(|entry| entry.path());
-    let is_process = |folder: &PathBuf| {
-        folder.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.parse::<u32>().is_ok())
-    };
-    folders
-        .filter(is_process)
-        .filter(|folder| namespace(folder).as_ref() == Some(&wanted))
-        .take(MAX_PROCESSES)
-        .collect()
+    all().filter(|folder| namespace(folder).as_ref() == Some(&wanted)).take(MAX_PROCESSES).collect()
 }
 
 /// None when the process has ended meanwhile.
@@ -107,6 +148,25 @@ mod tests {
     }
 
     #[test]
+    fn a_session_ends_with_all_its_groups() {
+        use std::io::BufRead;
+        use std::process::{Command, Stdio};
+
+        // With job control, each pipeline is a group of its own.
+        let script = "set -m; sleep 500 | sleep 500 & sleep 500 & echo ready; wait";
+        let mut leader = Command::new("setsid").args(["bash", "-c", script]).stdout(Stdio::piped()).spawn().unwrap();
+        let mut output = std::io::BufReader::new(leader.stdout.take().unwrap());
+        output.read_line(&mut String::new()).unwrap();
+        let pid = leader.id() as i32;
+        assert!(all().filter_map(|folder| open_if_in(&folder, pid)).count() > 1);
+        kill_session(pid);
+        // The end of the output is the end of all that have it.
+        output.read_line(&mut String::new()).unwrap();
+        leader.wait().unwrap();
+        assert_eq!(all().filter_map(|folder| open_if_in(&folder, pid)).count(), 0);
+    }
+
+    #[test]
     fn a_name_may_hold_parentheses() {
         let stat = format!("77 (a) b (c)) R 1 {}", (0..40).map(|n| n.to_string()).collect::<Vec<_>>().join(" "));
         let process = parse(&stat, "Uid:\t1\t2\t3\t4\nNSpid:\t900\t5\n").unwrap();
@@ -116,7 +176,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_text_makes_it_panic(stat in "[0-9() R]{0,80}", status in "(Uid:|NSpid:|[0-9\t\n])*") {
-            let _ = parse(&stat, &status);
+            let _ = (parse(&stat, &status), session_of(&stat));
         }
     }
 }

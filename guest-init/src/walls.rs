@@ -44,7 +44,7 @@ pub trait Walls {
     /// Whether the pod's users are others at the host (user_namespaces(7)).
     fn has_mapped_users(&self) -> bool;
 
-    /// Sets the network up as the pod is to see it.
+    /// Sets the network up as the pod is to see it, unless that was done from outside.
     ///
     /// # Errors
     /// What could not be set.

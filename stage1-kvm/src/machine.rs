@@ -5,10 +5,11 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use podvm_net::{Card, PodNetwork};
+use podvm_pod::PodDir;
 use podvm_pod::directory::RunningPod;
 use podvm_pod::fault::{self, FaultPoint, reach};
 use podvm_pod::protocol::PRIMARY_PORT;
@@ -125,7 +126,7 @@ impl Machine {
         if let Some(card) = card(network)? {
             config.add_device(card)?;
         }
-        let (vsock, connector, primary) = vsock(&pod.dir().supervisor_socket())?;
+        let (vsock, connector, primary) = vsock(pod.dir())?;
         config.add_device(vsock)?;
         config.add_device(Rng::new())?;
         for (name, source, read_only) in spec::shared_directories(manifest) {
@@ -148,9 +149,9 @@ fn card(network: &PodNetwork) -> Result<Option<Net>, MachineError> {
 }
 
 /// The sockets device, a way to connect through it from this process, and this process's end of the primary connection.
-fn vsock(socket: &Path) -> Result<(Vsock, VsockConnector, UnixStream), MachineError> {
-    let failed = |source| MachineError::Io { path: socket.into(), source };
-    let listener = UnixListener::bind(socket).map_err(failed)?;
+fn vsock(pod: &PodDir) -> Result<(Vsock, VsockConnector, UnixStream), MachineError> {
+    let failed = |source| MachineError::Io { path: pod.supervisor_socket(), source };
+    let listener = pod.bind_supervisor_socket().map_err(failed)?;
     reach(FaultPoint::SocketBound);
     let (primary, guest_end) = UnixStream::pair()?;
     let host_ports = vec![(PRIMARY_PORT, guest_end)];

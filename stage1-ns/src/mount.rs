@@ -39,7 +39,9 @@ pub fn layer(path: &Path) -> io::Result<OwnedFd> {
     if path.is_dir() {
         return bind(path, false);
     }
-    match from_source("erofs", path, true) {
+    // A mount's source holds no more than 255 bytes (fsconfig(2)), and the pod need not see the path.
+    let file = File::open(path)?;
+    match from_source("erofs", Path::new(&format!("/proc/self/fd/{}", file.as_raw_fd())), true) {
         // This kernel wants a block device.
         Err(Errno::NOTBLK) => looped("erofs", path, true),
         other => Ok(other?),

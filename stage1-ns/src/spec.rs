@@ -53,7 +53,6 @@ pub fn pod_spec(manifest: &PodManifest, sockets: &[AppSocket], network: NetworkS
         volumes: volumes.collect(),
         writable: WritableSource::Directory(WRITABLE.into()),
         shm: (manifest.ipc == IpcMode::Host).then(|| SHM.into()),
-        // The interfaces are set up from outside.
-        network: NetworkSpec { interfaces: Vec::new(), ..network },
+        network,
     }
 }

@@ -4,7 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -66,7 +66,7 @@ impl Walls {
         cgroup: Option<BorrowedFd<'_>>,
         sockets: &[AppSocket],
     ) -> Result<Self, WallsError> {
-        let listener = UnixListener::bind(pod.dir().supervisor_socket())?;
+        let listener = pod.dir().bind_supervisor_socket()?;
         reach(FaultPoint::SocketBound);
         let (primary, inner) = UnixStream::pair()?;
         let (handover, taker) = Handover::pair()?;

@@ -12,6 +12,7 @@
 //! | [`root`] | the app's root filesystem |
 //! | [`system`] | `/dev`, `/proc`, `/sys` and what of them is hidden |
 //! | [`volume`] | volumes at their places |
+//! | [`fill`] | the image's content in volumes that are new |
 //! | [`etc`] | `/etc/hosts`, `/etc/hostname`, `/etc/resolv.conf` |
 //! | [`files`] | files into the app and out of it |
 //! | [`path`] | paths that cannot lead out of the root |
@@ -25,6 +26,7 @@ pub mod child;
 pub mod control;
 pub mod etc;
 pub mod files;
+pub mod fill;
 pub mod launch;
 pub mod path;
 pub mod privileges;

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, fstat, mkdirat, open, openat, readlinkat};
+use rustix::fs::{FileType, Mode, OFlags, fstat, mkdirat, open, openat, readlinkat};
 
 /// Most symbolic links followed on one path, as in the kernel.
 const MAX_LINKS: usize = 40;
@@ -114,6 +114,18 @@ impl Root {
         }
     }
 
+    /// The directory at `path`, if the root has one of its own there: not the root itself, and nothing that is mounted in it.
+    ///
+    /// # Errors
+    /// As [`Self::existing`].
+    pub fn content(&self, path: &Path) -> io::Result<Option<OwnedFd>> {
+        let Some(found) = self.existing(path)? else { return Ok(None) };
+        let (found_stat, own) = (fstat(&found)?, fstat(self)?);
+        let is_directory = FileType::from_raw_mode(found_stat.st_mode) == FileType::Directory;
+        let is_below = found_stat.st_dev == own.st_dev && found_stat.st_ino != own.st_ino;
+        Ok(Some(found).filter(|_| is_directory && is_below))
+    }
+
     fn walk(&self, path: &Path, missing: Missing, most_links: usize) -> io::Result<Option<Place>> {
         let mut pending: VecDeque<OsString> = components(path).map(OsStr::to_owned).collect();
         let mut above: Vec<OwnedFd> = Vec::new();
@@ -208,25 +220,6 @@ fn file_type(fd: BorrowedFd<'_>) -> io::Result<FileType> {
 fn is_same(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> io::Result<bool> {
     let (one, other) = (fstat(one)?, fstat(other)?);
     Ok((one.st_dev, one.st_ino) == (other.st_dev, other.st_ino))
-}
-
-/// Owner, group and mode of what is open, even with `O_PATH`.
-///
-/// # Errors
-/// Those of fstat(2).
-pub fn ownership(fd: BorrowedFd<'_>) -> io::Result<(u32, u32, u32)> {
-    let stat = fstat(fd)?;
-    Ok((stat.st_uid, stat.st_gid, stat.st_mode & 0o7777))
-}
-
-/// Gives a directory an owner, a group and a mode.
-///
-/// # Errors
-/// Those of chown(2) and chmod(2).
-pub fn set_ownership(path: &Path, (uid, gid, mode): (u32, u32, u32)) -> io::Result<()> {
-    let (uid, gid) = (rustix::fs::Uid::from_raw(uid), rustix::fs::Gid::from_raw(gid));
-    rustix::fs::chownat(rustix::fs::CWD, path, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
-    Ok(rustix::fs::chmod(path, Mode::from_raw_mode(mode))?)
 }
 
 #[cfg(test)]

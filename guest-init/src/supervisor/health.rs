@@ -104,7 +104,7 @@ impl Supervisor {
             match self.pod.as_ref().and_then(|pod| pod.apps[index].watch.as_ref()?.running) {
                 Some((process, _)) => {
                     if let Some(process) = self.processes.get(process) {
-                        process.kill();
+                        process.kill_session();
                     }
                     self.health_known(index, false);
                 }

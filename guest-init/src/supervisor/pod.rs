@@ -247,7 +247,7 @@ impl Supervisor {
             }
         }
         // The apps' processes have copies of their own of what they were launched with.
-        pod.launched_with.places.leave_owners();
+        pod.launched_with.places.end_filling();
         changed.into_iter().for_each(|(index, state)| self.app_changed(index, state));
     }
 

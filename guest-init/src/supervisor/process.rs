@@ -15,6 +15,7 @@ use super::framed::Framed;
 use super::link::{Link, Progress, Stream, drain};
 use crate::app::control::{self, Report};
 use crate::app::launch::Launched;
+use crate::processes;
 use crate::sys::socket::set_nonblocking;
 
 /// Most processes beside the apps' own that exist at a time.
@@ -192,6 +193,14 @@ impl Process {
     pub fn kill(&self) {
         // Only a process that has ended can refuse.
         let _ = self.signal(Signal::SIGKILL as i32);
+    }
+
+    /// Ends the process at once, and what it has started, unless that leads sessions of its own.
+    pub fn kill_session(&self) {
+        if !self.reaped {
+            processes::kill_session(self.pid.as_raw());
+        }
+        self.kill();
     }
 
     /// The process was reaped, and all its reports were taken; true when its state has changed by that, as it has not when it

@@ -11,6 +11,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 use rustix::io::Errno;
@@ -18,6 +19,9 @@ use serde::{Deserialize, Serialize};
 
 pub use pack::pack;
 pub use unpack::{Destination, Policy, Unpacked, unpack};
+
+/// How often a path is looked up again that the kernel could not follow: for half a second together.
+const MAX_ATTEMPTS: u64 = 300;
 
 /// Why a tree could not be packed or unpacked.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +53,9 @@ pub enum ArchiveError {
     /// Something on the way is no directory.
     #[error("{path}: there is no directory of that name, or a symbolic link is on the way, which is not followed", path = .0.display())]
     NoDirectory(PathBuf),
+    /// The kernel cannot tell where `..` leads while something is renamed.
+    #[error("{path}: names kept changing while it was looked up; try again", path = .0.display())]
+    Disturbed(PathBuf),
     /// More levels than are walked.
     #[error("{path}: directories are nested too deeply here", path = .0.display())]
     TooDeep(PathBuf),
@@ -100,18 +107,38 @@ pub fn open_root(path: &Path) -> io::Result<OwnedFd> {
 
 /// Opens a path a user named: links within `root` are followed but for the last one unless it must be a directory; nothing
 /// leads out of `root`, nor through links that only /proc has.
-fn open_within(root: BorrowedFd<'_>, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
+fn open_within(root: BorrowedFd<'_>, path: &Path, flags: OFlags) -> Result<OwnedFd, ArchiveError> {
     let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
+    let open = || openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve);
+    until_undisturbed(open).map_err(|errno| match errno {
+        Errno::AGAIN => ArchiveError::Disturbed(path.into()),
+        errno => at(path)(errno),
+    })
+}
+
+/// Repeats what the kernel gave up because something was renamed or mounted meanwhile, anywhere (openat2(2), `EAGAIN`),
+/// with growing pauses.
+fn until_undisturbed<T>(mut attempt: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
+    for pause_us in (0..MAX_ATTEMPTS).map(|number| number * 10) {
+        match attempt() {
+            Err(Errno::AGAIN) => std::thread::sleep(Duration::from_micros(pause_us)),
+            other => return other,
+        }
+    }
+    attempt()
 }
 
 /// The directory at a path a user named, if there is one.
 fn directory_within(root: BorrowedFd<'_>, path: &Path) -> Result<Option<OwnedFd>, ArchiveError> {
     match open_within(root, path, OFlags::RDONLY | OFlags::DIRECTORY) {
         Ok(directory) => Ok(Some(directory)),
-        Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
-        Err(errno) => Err(at(path)(errno)),
+        Err(ArchiveError::File { source, .. })
+            if matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
+        {
+            Ok(None)
+        }
+        Err(error) => Err(error),
     }
 }
 

@@ -24,16 +24,16 @@ const MAX_DEPTH: usize = 400;
 pub fn pack<W: Write>(root: BorrowedFd<'_>, path: &Path, top: &Path, to: W) -> Result<W, ArchiveError> {
     let mut builder = Builder::new(to);
     builder.mode(tar::HeaderMode::Complete);
-    let found = open_within(root, path, OFlags::PATH | OFlags::NOFOLLOW).map_err(at(path))?;
+    let found = open_within(root, path, OFlags::PATH | OFlags::NOFOLLOW)?;
     let stat = fstat(&found).map_err(at(path))?;
     let mut packer = Packer { builder, linked: HashMap::new() };
     if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-        let directory = open_within(root, path, OFlags::RDONLY | OFlags::DIRECTORY).map_err(at(path))?;
+        let directory = open_within(root, path, OFlags::RDONLY | OFlags::DIRECTORY)?;
         packer.directory(directory.as_fd(), &stat, top, 0)?;
     } else {
         // Opened again by name in its directory, for what is open as a path can be neither read nor read as a link.
         let (parent, name) = (path.parent().unwrap_or(Path::new("/")), path.file_name().unwrap_or_default());
-        let parent_fd = open_within(root, parent, OFlags::RDONLY | OFlags::DIRECTORY).map_err(at(parent))?;
+        let parent_fd = open_within(root, parent, OFlags::RDONLY | OFlags::DIRECTORY)?;
         let name = std::ffi::CString::new(name.as_bytes()).unwrap_or_default();
         packer.entry(parent_fd.as_fd(), &name, top, 0)?;
     }

@@ -219,3 +219,14 @@ proptest! {
         prop_assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 }
+
+#[test]
+fn a_path_that_was_disturbed_is_looked_up_again_and_not_for_ever() {
+    let mut attempts = 0;
+    let third = super::until_undisturbed(|| {
+        attempts += 1;
+        if attempts < 3 { Err(Errno::AGAIN) } else { Ok(attempts) }
+    });
+    assert_eq!(third, Ok(3));
+    assert_eq!(super::until_undisturbed(|| Err::<(), _>(Errno::AGAIN)), Err(Errno::AGAIN));
+}

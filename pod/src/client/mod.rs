@@ -9,9 +9,8 @@ mod files;
 mod timed;
 
 use std::io::{self, Write};
-use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,6 +19,7 @@ pub use files::{FilesError, get_files, put_files};
 
 use crate::PodDir;
 use crate::archive::Archived;
+use crate::directory::in_directory;
 use crate::manifest::AppName;
 use crate::protocol::{
     Envelope, ExecSpec, FrameError, ProcessId, REQUEST_PORT, Request, Response, SignalTarget, StreamKind, read_frame,
@@ -300,8 +300,7 @@ fn connect_to_port(socket: &Path, port: u32, latest: Instant) -> io::Result<Time
     let invalid = || io::Error::from(io::ErrorKind::InvalidInput);
     let folder = std::fs::File::open(socket.parent().ok_or_else(invalid)?)?;
     let name = socket.file_name().ok_or_else(invalid)?;
-    let short = PathBuf::from(format!("/proc/self/fd/{}", folder.as_raw_fd())).join(name);
-    let mut connection = Timed::connect(&short, latest)?;
+    let mut connection = Timed::connect(&in_directory(&folder, name), latest)?;
     connection.write_all(format!("CONNECT {port}\n").as_bytes())?;
     let line = read_line(&mut connection)?;
     if line.starts_with(b"OK ") { Ok(connection) } else { Err(io::ErrorKind::ConnectionRefused.into()) }
@@ -326,6 +325,7 @@ fn read_line(connection: &mut impl io::Read) -> io::Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use std::os::unix::net::UnixListener;
+    use std::path::PathBuf;
 
     use super::*;
 
@@ -355,7 +355,7 @@ mod tests {
 
     fn listen(socket: &Path) -> UnixListener {
         let folder = std::fs::File::open(socket.parent().unwrap()).unwrap();
-        UnixListener::bind(format!("/proc/self/fd/{}/supervisor.sock", folder.as_raw_fd())).unwrap()
+        UnixListener::bind(in_directory(&folder, "supervisor.sock")).unwrap()
     }
 
     #[test]

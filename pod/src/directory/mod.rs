@@ -38,7 +38,9 @@ mod tests;
 
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::Flock;
@@ -54,6 +56,8 @@ use crate::stage1::Stage1Kind;
 use lock::{Locking, lock_exclusive};
 use phase::STATE;
 
+/// The socket of the supervisor.
+const SUPERVISOR_SOCKET: &str = "supervisor.sock";
 /// The file that holds the manifest.
 const MANIFEST: &str = "manifest.json";
 /// The folder of the apps' logs.
@@ -257,6 +261,11 @@ pub struct PodDir {
     uuid: Uuid,
 }
 
+/// A short path of a name in an open directory, for the addresses of sockets, which hold no more than 107 bytes (unix(7)).
+pub(crate) fn in_directory(directory: &File, name: impl AsRef<Path>) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd())).join(name)
+}
+
 impl PodDir {
     /// The pod's name.
     pub fn uuid(&self) -> Uuid {
@@ -270,7 +279,17 @@ impl PodDir {
 
     /// Where the supervisor's request connections are made.
     pub fn supervisor_socket(&self) -> PathBuf {
-        self.path.join("supervisor.sock")
+        self.path.join(SUPERVISOR_SOCKET)
+    }
+
+    /// Makes the supervisor's socket. It is bound through a descriptor of the directory: the directory's path may be of any length,
+    /// and a pod that sees the socket (proc_net_unix(5)) does not see it.
+    ///
+    /// # Errors
+    /// Those of open(2) and bind(2).
+    pub fn bind_supervisor_socket(&self) -> io::Result<UnixListener> {
+        let directory = File::open(&self.path)?;
+        UnixListener::bind(in_directory(&directory, SUPERVISOR_SOCKET))
     }
 
     /// The folder of the apps' logs.

@@ -36,6 +36,18 @@ fn a_pod_is_alive_exactly_while_its_lock_is_held() {
 }
 
 #[test]
+fn the_supervisors_socket_is_bound_at_any_path_length_and_tells_no_path() {
+    let root = tempfile::tempdir().unwrap();
+    let deep = root.path().join("a".repeat(80)).join("b".repeat(80));
+    fs::create_dir_all(&deep).unwrap();
+    let pod = PodsRoot::new(&deep).prepare(manifest()).unwrap();
+    let listener = pod.dir().bind_supervisor_socket().unwrap();
+    assert!(pod.dir().supervisor_socket().exists());
+    let address = listener.local_addr().unwrap();
+    assert!(!address.as_pathname().unwrap().to_str().unwrap().contains(&pod.dir().uuid().to_string()));
+}
+
+#[test]
 fn a_recorded_exit_outlives_the_process() {
     let root = tempfile::tempdir().unwrap();
     let pods = PodsRoot::new(root.path());

@@ -75,6 +75,16 @@ pub enum PrepareError {
         /// The volume.
         volume: VolumeName,
     },
+    /// A volume in place of what the system needs.
+    #[error("app {app}: volume {volume} cannot be mounted at {path}, which is the system's; mount it elsewhere", path = .path.display())]
+    MountAtSystem {
+        /// The app.
+        app: AppName,
+        /// The volume.
+        volume: VolumeName,
+        /// The place.
+        path: PathBuf,
+    },
     /// Two apps of one name.
     #[error("two apps are named {0}; give one another name with --name")]
     AppTwice(AppName),

@@ -124,6 +124,10 @@ fn check_app(app: &App, manifest: &PodManifest) -> Result<(), Fault> {
         if mount.path.components().eq([Component::RootDir]) {
             return Err(format!("volume {} is at /, where the image is; mount it below", mount.volume));
         }
+        if volumes::is_the_systems(&mount.path) {
+            let path = mount.path.display();
+            return Err(format!("volume {} is at {path}, which is the system's; mount it elsewhere", mount.volume));
+        }
         if manifest.volume(&mount.volume).is_none() {
             return Err(format!("it mounts volume {}, which the pod does not have", mount.volume));
         }

@@ -13,6 +13,7 @@ use podvm_pod::manifest::{
 
 use super::arguments::RunArgs;
 use super::error::PrepareError;
+use super::volumes::is_the_systems;
 
 const PORT_LABEL: &str = "io.podvm.port.";
 const VOLUME_LABEL: &str = "io.podvm.volume.";
@@ -156,6 +157,14 @@ impl ImageSettings {
         Ok(settings)
     }
 
+    /// What is to be said of volumes that are declared where the system's own is.
+    fn misplaced_volumes(&self) -> Option<String> {
+        let misplaced = self.volumes.iter().filter(|volume| is_the_systems(&volume.path));
+        let listed: Vec<String> = misplaced.map(|volume| format!("{:?}", volume.path)).collect();
+        let name = &self.image.name;
+        (!listed.is_empty()).then(|| format!("image {name}: {}", passed_over("a place for a volume", listed)))
+    }
+
     /// Notes a volume, under a given name or those that its path gives.
     pub(super) fn declare_volume(&mut self, name: Option<VolumeName>, path: &Path, read_only: bool) {
         // `Volumes` may say `/data/`; compared and mounted, it is `/data`.
@@ -183,6 +192,7 @@ impl ImageSettings {
 /// What is otherwise than images may mean, and what of appc images the user may have forgotten.
 pub fn remarks(args: &RunArgs, images: &[ImageSettings], manifest: &PodManifest) -> Vec<String> {
     let mut lines: Vec<String> = images.iter().flat_map(|image| image.remarks.clone()).collect();
+    lines.extend(images.iter().filter_map(ImageSettings::misplaced_volumes));
     for (app, image) in manifest.apps.iter().zip(images).filter(|(_, image)| image.is_appc) {
         for declared in &image.volumes {
             let mount = app.mounts.iter().find(|mount| mount.path == declared.path);
@@ -217,11 +227,15 @@ fn understood<T>(
         }
     }
     if !odd.is_empty() {
-        let more = if odd.len() > MAX_LISTED { ", …" } else { "" };
-        odd.truncate(MAX_LISTED);
-        remarks.push(format!("image {image}: not {expected}, and passed over: {}{more}", odd.join(", ")));
+        remarks.push(format!("image {image}: {}", passed_over(expected, odd)));
     }
     values
+}
+
+fn passed_over(expected: &str, mut odd: Vec<String>) -> String {
+    let more = if odd.len() > MAX_LISTED { ", …" } else { "" };
+    odd.truncate(MAX_LISTED);
+    format!("not {expected}, and passed over: {}{more}", odd.join(", "))
 }
 
 /// A volume's name made from a part of a path; none when nothing of it can be in a name.
@@ -306,6 +320,14 @@ pub(super) mod tests {
                 r#"image odd: not a port of TCP or UDP, and passed over: "0-2", "0-65535", "0/tcp", "132/sctp", "9-8", …"#
             ]
         );
+    }
+
+    #[test]
+    fn volumes_in_the_systems_places_are_told_of() {
+        let odd = image("odd", r#"{"Volumes":{"/dev":{},"/data":{},"/proc/sys/":{}}}"#).unwrap();
+        let line = odd.misplaced_volumes().unwrap();
+        assert_eq!(line, r#"image odd: not a place for a volume, and passed over: "/dev", "/proc/sys""#);
+        assert!(image("even", r#"{"Volumes":{"/data":{}}}"#).unwrap().misplaced_volumes().is_none());
     }
 
     #[test]

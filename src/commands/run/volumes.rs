@@ -1,7 +1,7 @@
 //! From `--volume`, `--mount` and what images declare to the pod's volumes and each app's mounts.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use podvm_pod::manifest::{AppName, Mount, Volume, VolumeKind, VolumeName};
 
@@ -10,6 +10,24 @@ use super::image::DeclaredVolume;
 
 /// Where no volume can be.
 const ROOT: &str = "/";
+
+/// Whether the place is the system's: `/dev`, `/proc`, `/sys`, and what is below the latter two, where there is nothing that a
+/// volume could be put on. Below `/dev` there can be volumes.
+pub fn is_the_systems(path: &Path) -> bool {
+    let mut names = Vec::new();
+    for component in path.components() {
+        match component {
+            Component::Normal(name) => names.push(name),
+            Component::ParentDir => drop(names.pop()),
+            Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
+        }
+    }
+    match names.first().and_then(|name| name.to_str()) {
+        Some("proc" | "sys") => true,
+        Some("dev") => names.len() == 1,
+        _ => false,
+    }
+}
 
 /// What an app wants of the pod's volumes.
 #[derive(Debug, Clone, Copy)]
@@ -64,6 +82,9 @@ fn mounts_of(app: &AppVolumes<'_>, given: &[Volume], volumes: &mut Vec<Volume>) 
         if mount.path == Path::new(ROOT) {
             return Err(PrepareError::MountAtRoot { app: app.app.clone(), volume: mount.volume });
         }
+        if is_the_systems(&mount.path) {
+            return Err(PrepareError::MountAtSystem { app: app.app.clone(), volume: mount.volume, path: mount.path });
+        }
         if mounts.iter().any(|other| other.path == mount.path) {
             return Err(PrepareError::MountTwice { app: app.app.clone(), path: mount.path });
         }
@@ -71,7 +92,8 @@ fn mounts_of(app: &AppVolumes<'_>, given: &[Volume], volumes: &mut Vec<Volume>) 
     }
     for declared in app.declared {
         // An image that wants its whole root kept asks for what no volume can be.
-        if declared.path == Path::new(ROOT) || mounts.iter().any(|mount| mount.path == declared.path) {
+        let is_no_place = declared.path == Path::new(ROOT) || is_the_systems(&declared.path);
+        if is_no_place || mounts.iter().any(|mount| mount.path == declared.path) {
             continue;
         }
         let fitting = declared.names.iter().find(|name| given.iter().any(|volume| volume.name == **name));
@@ -177,6 +199,11 @@ mod tests {
             (&["a,kind=empty"], &["volume=a,target=/b", "volume=a,target=/b/"], "two volumes at /b"),
             (&["a,kind=empty"], &["volume=a,target=//"], "volume a cannot be mounted at /"),
             (
+                &["a,kind=empty"],
+                &["volume=a,target=/x/../sys/fs"],
+                "cannot be mounted at /x/../sys/fs, which is the system's",
+            ),
+            (
                 &["x,kind=host,source=/nonexistent/d"],
                 &[],
                 "/nonexistent/d does not exist; create it, or use kind=empty",
@@ -185,6 +212,16 @@ mod tests {
         ] {
             let message = resolve_one(volumes, mounts).unwrap_err().to_string();
             assert!(message.contains(part), "{message}");
+        }
+    }
+
+    #[test]
+    fn what_is_the_systems_is_no_place_for_a_volume() {
+        for path in ["/dev", "/dev/", "/proc", "/proc/sys", "/sys/fs/cgroup", "/x/../proc/1", "/../dev"] {
+            assert!(is_the_systems(Path::new(path)), "{path}");
+        }
+        for path in ["/", "/dev/shm", "/devices", "/srv/proc", "/proc/../data"] {
+            assert!(!is_the_systems(Path::new(path)), "{path}");
         }
     }
 

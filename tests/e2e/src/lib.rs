@@ -10,6 +10,7 @@
 //! stage1, and on the host itself for namespaces.
 //! A test that cannot run where it is says so by [`skip!`] and returns.
 
+mod derived;
 mod differences;
 mod host;
 mod invocation;

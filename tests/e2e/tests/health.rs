@@ -46,6 +46,19 @@ fn a_check_that_takes_too_long_has_failed() {
 }
 
 #[test]
+fn a_check_that_takes_too_long_is_ended_with_what_it_has_started() {
+    let host = Host::new();
+    let options = ["--health-cmd=sleep 600 | sleep 600", "--health-timeout=300ms", "--health-interval=300ms"];
+    let pod = start(&host, &options, "trap exit TERM; sleep 600 & wait");
+    wait_for("the app is found unhealthy", A_WHILE, || {
+        host.podvm(["status", &pod]).run().stdout.contains("unhealthy").then_some(())
+    });
+    let rows = host.podvm(["top", &pod, "--output", "json"]).run().expect_code(0).json();
+    // The app's two, and the three of a check that runs.
+    assert!(rows.as_array().unwrap().len() <= 5, "checks are left behind: {rows}");
+}
+
+#[test]
 fn a_pod_without_checks_is_ready_when_it_runs() {
     let host = Host::new();
     let pod = start(&host, &[], "trap exit TERM; sleep 600 & wait");

@@ -121,3 +121,17 @@ fn who_waited_for_a_pod_that_is_to_be_removed_finds_none() {
         assert_eq!(host.pods(), Vec::<String>::new());
     }
 }
+
+#[test]
+fn a_pod_runs_and_is_entered_whatever_the_length_of_its_roots_path() {
+    let own = Host::empty();
+    let deep = own.directory(&format!("{}/{}", "a".repeat(100), "b".repeat(100)));
+    let host = Host::at(&deep);
+    let image = host.image("busybox");
+    let words =
+        ["run", "--detach", "--quiet", "--net=none", &image, "--", "sh", "-c", "trap exit TERM; sleep 600 & wait"];
+    let pod = host.podvm(words).run().expect_code(0).stdout.trim().to_owned();
+    let seen = host.podvm(["exec", &pod, "--", "cat", "/proc/net/unix"]).run().expect_code(0);
+    assert!(!seen.stdout.contains(&pod) && !seen.stdout.contains(deep.to_str().unwrap()), "{seen}");
+    host.podvm(["stop", &pod]).run().expect_code(0);
+}

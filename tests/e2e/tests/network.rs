@@ -21,6 +21,22 @@ fn none_is_only_loopback() {
 }
 
 #[test]
+fn a_pods_own_name_is_its_addresses() {
+    let host = Host::new();
+    let image = host.image("busybox");
+    let script = "ip -o addr show scope global | awk '{sub(\"/.*\", \"\", $4); print $4}'; echo; \
+                  awk -v name=$(hostname) '$2 == name {print $1}' /etc/hosts";
+    let words = ["run", "--rm", "--quiet", &image, "--", "sh", "-c", script];
+    let finished = host.podvm(words).run().expect_code(0);
+    let sorted = |lines: &str| lines.lines().map(str::to_owned).collect::<std::collections::BTreeSet<_>>();
+    let (own, named) = finished.stdout.split_once("\n\n").unwrap();
+    assert!(!own.is_empty() && sorted(own) == sorted(named), "{finished}");
+    let script = "awk -v name=$(hostname) '$2 == name {print $1}' /etc/hosts";
+    let words = ["run", "--rm", "--quiet", "--net=none", &image, "--", "sh", "-c", script];
+    assert_eq!(host.podvm(words).run().expect_code(0).stdout, "127.0.0.1\n");
+}
+
+#[test]
 fn any_user_of_the_pod_may_serve_at_a_low_port() {
     let host = Host::new();
     let image = host.image("busybox");

@@ -195,3 +195,25 @@ fn what_an_ordinary_user_cannot_have_is_said() {
     let refused = user.shell("podvm --root /usr/not-the-users image list").run();
     refused.expect_code(254).expect_stderr("/usr/not-the-users");
 }
+
+#[test]
+fn an_ordinary_users_volumes_begin_with_the_images_content_whatever_the_umask() {
+    if let Some(reason) = missing() {
+        skip!("{reason}");
+    }
+    let host = Host::empty();
+    let root = host.directory("root");
+    let data = root.join("data");
+    fs::create_dir(&data).unwrap();
+    fs::write(data.join("file"), "").unwrap();
+    chown(data.join("file"), Some(33), Some(33)).unwrap();
+    fs::set_permissions(data.join("file"), PermissionsExt::from_mode(0o4755)).unwrap();
+    Invocation::new("mknod", [data.join("null").to_str().unwrap(), "c", "1", "3"]).run().expect_code(0);
+    host.derived("busybox", &root, serde_json::json!({"Volumes": {"/data": {}}}));
+    let user = User::new(&host);
+    let show = "stat -c '%a' /data; cd /data; stat -c '%u %a' file";
+    let image = host.scratch().join("busybox.derived");
+    let script = format!("umask 0777; run --rm --quiet --net=none {} -- sh -c \"{show}\"", image.display());
+    let finished = user.shell(&script).time_limit(A_WHILE).run().expect_code(0);
+    assert_eq!(finished.stdout, "755\n33 4755\n");
+}
