@@ -88,18 +88,47 @@ pub struct UnknownSyscall(pub String);
 /// # Errors
 /// A list that names a system call which does not exist.
 pub fn filter(seccomp: &Seccomp, capabilities: &BTreeSet<Capability>) -> Result<Option<Filter>, UnknownSyscall> {
-    let numbers = x86_64::table();
-    let policy = match seccomp {
+    Ok(policy(seccomp, capabilities, &x86_64::table())?.map(|policy| policy.compile()))
+}
+
+/// What becomes of the calls, or none when all are made.
+fn policy(
+    seccomp: &Seccomp,
+    capabilities: &BTreeSet<Capability>,
+    numbers: &HashMap<&str, u32>,
+) -> Result<Option<Policy>, UnknownSyscall> {
+    Ok(Some(match seccomp {
         Seccomp::Unconfined => return Ok(None),
-        Seccomp::Default => profile::default(capabilities, &numbers),
+        Seccomp::Default => profile::default(capabilities, numbers),
+        Seccomp::Narrowed { by } => {
+            let default = profile::default(capabilities, numbers);
+            match policy(by, capabilities, numbers)? {
+                Some(narrower) => default.narrowed(&narrower),
+                None => default,
+            }
+        }
         Seccomp::Retain { syscalls, otherwise } => {
-            Policy { calls: listed(syscalls, Verdict::Allow, &numbers)?, otherwise: (*otherwise).into() }
+            Policy { calls: listed(syscalls, Verdict::Allow, numbers)?, otherwise: (*otherwise).into() }
         }
         Seccomp::Remove { syscalls, then } => {
-            Policy { calls: listed(syscalls, (*then).into(), &numbers)?, otherwise: Verdict::Allow }
+            Policy { calls: listed(syscalls, (*then).into(), numbers)?, otherwise: Verdict::Allow }
         }
-    };
-    Ok(Some(policy.compile()))
+    }))
+}
+
+impl Policy {
+    fn decision(&self, call: u32) -> Decision {
+        self.calls.get(&call).cloned().unwrap_or_else(|| self.otherwise.into())
+    }
+
+    /// What both allow. A call that the other one refuses ends as that one says.
+    fn narrowed(&self, other: &Self) -> Self {
+        let both = |ours: Decision, theirs: Decision| if theirs == Verdict::Allow.into() { ours } else { theirs };
+        let known: BTreeSet<u32> = self.calls.keys().chain(other.calls.keys()).copied().collect();
+        let calls = known.into_iter().map(|call| (call, both(self.decision(call), other.decision(call)))).collect();
+        let otherwise = if other.otherwise == Verdict::Allow { self.otherwise } else { other.otherwise };
+        Self { calls, otherwise }
+    }
 }
 
 fn listed(
@@ -195,5 +224,23 @@ mod tests {
         let wrong = Seccomp::Remove { syscalls: vec!["fly".into()], then: SeccompAction::Kill };
         assert_eq!(filter(&wrong, &BTreeSet::new()).unwrap_err(), UnknownSyscall("fly".into()));
         assert!(filter(&Seccomp::Unconfined, &BTreeSet::new()).unwrap().is_none());
+    }
+
+    #[test]
+    fn an_images_choice_takes_away_only() {
+        let narrowed = |by: Seccomp| Seccomp::Narrowed { by: Box::new(by) };
+        let eperm = Verdict::Errno(libc::EPERM as u16);
+        let remove = narrowed(Seccomp::Remove { syscalls: vec!["mkdir".into()], then: SeccompAction::Kill });
+        assert_eq!(verdict(&remove, &[], libc::SYS_mkdir, [0; 6]), Verdict::Kill);
+        assert_eq!(verdict(&remove, &[], libc::SYS_read, [0; 6]), Verdict::Allow);
+        assert_eq!(verdict(&remove, &[], libc::SYS_mount, [0; 6]), eperm);
+        let syscalls = ["read", "mount", "clone"].map(String::from).into();
+        let retain = narrowed(Seccomp::Retain { syscalls, otherwise: SeccompAction::Errno(7) });
+        assert_eq!(verdict(&retain, &[], libc::SYS_read, [0; 6]), Verdict::Allow);
+        assert_eq!(verdict(&retain, &[], libc::SYS_write, [0; 6]), Verdict::Errno(7));
+        assert_eq!(verdict(&retain, &[], libc::SYS_mount, [0; 6]), eperm);
+        assert_eq!(verdict(&retain, &[], libc::SYS_clone, [libc::CLONE_NEWUSER as u64, 0, 0, 0, 0, 0]), eperm);
+        let everything = narrowed(Seccomp::Unconfined);
+        assert_eq!(verdict(&everything, &[], libc::SYS_mount, [0; 6]), eperm);
     }
 }

@@ -33,6 +33,11 @@ pub enum Seccomp {
         /// What happens to them.
         then: SeccompAction,
     },
+    /// Those that both podvm's allow-list and another choice allow: what an image says of itself can take away only.
+    Narrowed {
+        /// The other choice.
+        by: Box<Seccomp>,
+    },
 }
 
 /// What happens to a system call that is not allowed.

@@ -96,7 +96,29 @@ fn isolators(app: &App, remarks: &mut Vec<String>, image: &str) -> Result<Isolat
         seen.insert(name);
         apply(isolator, &mut isolators).map_err(fault)?;
     }
+    remarks.extend(narrow(&mut isolators).into_iter().map(|remark| format!("image {image}: {remark}")));
     Ok(isolators)
+}
+
+/// What an image says of itself can take privileges from the app, and give it none.
+fn narrow(isolators: &mut Isolators) -> Vec<String> {
+    let mut remarks = Vec::new();
+    let allowed = Capability::default_set();
+    let denied: Vec<&str> = isolators.capabilities.difference(&allowed).map(|capability| capability.name()).collect();
+    isolators.capabilities.retain(|capability| allowed.contains(capability));
+    if !denied.is_empty() {
+        let denied = denied.join(",");
+        remarks.push(format!("it asks for {denied}, which no image gives itself; --caps-retain gives capabilities"));
+    }
+    isolators.seccomp = match std::mem::take(&mut isolators.seccomp) {
+        Seccomp::Default | Seccomp::Unconfined => Seccomp::Default,
+        list => Seccomp::Narrowed { by: Box::new(list) },
+    };
+    if isolators.oom_score_adj.take_if(|score| *score < 0).is_some() {
+        remarks
+            .push("it asks to be spared when memory runs out, which no image does itself; --oom-score-adj does".into());
+    }
+    remarks
 }
 
 fn apply(isolator: &Isolator, to: &mut Isolators) -> Result<(), Fault> {
@@ -284,18 +306,20 @@ mod tests {
         assert_eq!((isolators.memory, isolators.cpu), (Some(ByteSize::mib(128)), Some(CpuLimit(1500))));
         assert_eq!(
             (isolators.cpu_shares, isolators.oom_score_adj, isolators.no_new_privileges),
-            (Some(512), Some(-5), true)
+            (Some(512), None, true)
         );
-        assert_eq!(isolators.capabilities, [Capability::NetAdmin].into());
-        assert_eq!(isolators.seccomp, "mode=remove,errno=EPERM,mkdir".parse().unwrap());
-        assert!(web.remarks[0].contains("resource/block-iops"), "{:?}", web.remarks);
+        assert!(isolators.capabilities.is_empty(), "no image gives itself more than the default");
+        let by = Box::new("mode=remove,errno=EPERM,mkdir".parse().unwrap());
+        assert_eq!(isolators.seccomp, Seccomp::Narrowed { by });
+        for part in ["resource/block-iops", "CAP_NET_ADMIN", "--oom-score-adj"] {
+            assert!(web.remarks.iter().any(|remark| remark.contains(part)), "{:?}", web.remarks);
+        }
         let removed = json!([{"name": "os/linux/capabilities-remove-set", "value": {"set": ["CAP_CHOWN"]}}]);
         let capabilities = with_isolators(removed).unwrap().isolators.capabilities;
         assert_eq!(capabilities.len(), Capability::default_set().len() - 1);
-        for (set, expected) in [("@appc.io/all", Seccomp::Unconfined), ("@docker/default-whitelist", Seccomp::Default)]
-        {
+        for set in ["@appc.io/all", "@docker/default-whitelist"] {
             let list = json!([{"name": "os/linux/seccomp-retain-set", "value": {"set": [set]}}]);
-            assert_eq!(with_isolators(list).unwrap().isolators.seccomp, expected);
+            assert_eq!(with_isolators(list).unwrap().isolators.seccomp, Seccomp::Default);
         }
     }
 
