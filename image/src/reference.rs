@@ -65,6 +65,9 @@ pub enum ReferenceError {
         /// What is wrong in it.
         tag: String,
     },
+    /// It would be taken for an ID, and the image for another.
+    #[error("image name {0:?} reads as the ID of an image; choose another name")]
+    Id(String),
     /// What follows `@` is no digest.
     #[error("image name {name:?}: {source}")]
     Digest {
@@ -189,6 +192,12 @@ fn looks_like_domain(text: &str) -> bool {
     text == "localhost" || text.contains(['.', ':', '[']) || text.bytes().any(|b| b.is_ascii_uppercase())
 }
 
+/// Whether a name without a registry is written as an image's ID is: `sha256:` and 64 hex digits, or the digits alone.
+fn reads_as_id(path: &str, tag: Option<&str>) -> bool {
+    let is_hex = |text: &str| text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit());
+    is_hex(path) || (path == "sha256" && tag.is_some_and(is_hex))
+}
+
 fn is_tag(text: &str) -> bool {
     text.len() <= MAX_TAG
         && text
@@ -234,6 +243,9 @@ impl FromStr for Reference {
         if let Some(component) = path.split('/').find(|component| !is_component(component)) {
             return Err(ReferenceError::Component { name: name(), component: component.to_owned() });
         }
+        if domain.is_none_or(|domain| domain == "localhost") && reads_as_id(path, tag) {
+            return Err(ReferenceError::Id(name()));
+        }
         let tag = match (tag, &digest) {
             (None, None) => Some(DEFAULT_TAG),
             (tag, _) => tag,
@@ -273,6 +285,17 @@ impl<'de> Deserialize<'de> for Reference {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_reads_as_an_id_is_no_name() {
+        let hex = "0123456789abcdef".repeat(4);
+        for text in [hex.clone(), format!("{hex}:1"), format!("sha256:{hex}"), format!("localhost/sha256:{hex}")] {
+            assert!(matches!(text.parse::<Reference>(), Err(ReferenceError::Id(_))), "{text}");
+        }
+        for text in [format!("example.com/sha256:{hex}"), "sha256:latest".into(), "abcdef012345".into()] {
+            assert!(text.parse::<Reference>().is_ok(), "{text}");
+        }
+    }
     use proptest::prelude::*;
 
     fn parse(text: &str) -> Reference {

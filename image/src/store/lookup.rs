@@ -238,6 +238,10 @@ impl Store {
     }
 
     pub(super) fn find_id(&self, wanted: &str) -> Result<Digest, StoreError> {
+        // A whole ID means that image, whatever an archive has called another.
+        if let Some(id) = whole_id(wanted).filter(|id| self.image_record(id).is_ok_and(|record| record.is_some())) {
+            return Ok(id);
+        }
         if let Some((_, id)) = self.find_name(wanted)? {
             return Ok(id);
         }
@@ -326,6 +330,12 @@ fn seen(mut layers: Vec<Layer>) -> Result<Vec<Layer>, StoreError> {
         }
     }
     Ok(layers)
+}
+
+/// The ID that is written out, with or without its algorithm.
+fn whole_id(text: &str) -> Option<Digest> {
+    let digits = text.strip_prefix("sha256:").unwrap_or(text).to_ascii_lowercase();
+    format!("sha256:{digits}").parse().ok()
 }
 
 /// The one image that fits; an error when several do, nothing when none does.
