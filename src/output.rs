@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 
 use comfy_table::{ContentArrangement, Table, presets};
+use podvm_pod::console::commands_a_terminal;
 use serde::Serialize;
 
 /// `--output`.
@@ -77,10 +78,15 @@ pub fn print<T: Serialize + ?Sized>(
     as_text: impl FnOnce(&T) -> String,
 ) -> Result<(), OutputError> {
     let text = match args.output {
-        Format::Table => as_text(listed),
+        Format::Table => harmless(&as_text(listed)),
         Format::Json => serde_json::to_string_pretty(listed)? + "\n",
     };
     print_text(&text)
+}
+
+/// A text for a terminal, whoever its words come from: nothing in it but ends of lines does anything but be seen.
+fn harmless(text: &str) -> String {
+    text.chars().map(|c| if c != '\n' && commands_a_terminal(c) { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
 /// Words joined for a table's cell; a dash when there are none.
@@ -101,6 +107,11 @@ mod tests {
         assert_eq!(lines[0], format!("UUID{}STATE", " ".repeat(148)));
         assert_eq!(lines[1], format!("1{}running", " ".repeat(151)));
         assert_eq!(lines[2], format!("{long}  -"));
+    }
+
+    #[test]
+    fn what_is_listed_commands_no_terminal() {
+        assert_eq!(harmless("a\x1b[2J\u{9b}b\n\u{202e}é\t"), "a\u{fffd}[2J\u{fffd}b\n\u{fffd}é\u{fffd}");
     }
 
     #[test]

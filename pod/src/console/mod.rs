@@ -18,8 +18,15 @@ const MAX_MESSAGE_CHARACTERS: usize = 2_000;
 
 /// A text from inside a pod, made fit to be a message at the host: bounded, on one line, and unable to command a terminal.
 pub fn printable(text: &str) -> String {
-    let plain = |c: char| if c.is_control() { ' ' } else { c };
+    let plain = |c: char| if commands_a_terminal(c) { ' ' } else { c };
     text.trim_end().chars().take(MAX_MESSAGE_CHARACTERS).map(plain).collect()
+}
+
+/// Whether a character does something to a terminal instead of being shown: controls, and those that turn the direction of writing, by
+/// which a text can be made to look like another (Unicode TR 9).
+pub fn commands_a_terminal(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use podvm_image::Store;
+use podvm_pod::console::commands_a_terminal;
 use podvm_pod::manifest::ByteSize;
 use serde::Serialize;
 
@@ -63,7 +64,7 @@ pub fn run(args: &HistoryArgs, store: &Store) -> Result<u8> {
 fn shown(step: &Step, full: bool) -> String {
     let text = if step.created_by.is_empty() { &step.comment } else { &step.created_by };
     let words: Vec<&str> = text.split_whitespace().collect();
-    let line: String = words.join(" ").chars().filter(|c| !c.is_control()).collect();
+    let line: String = words.join(" ").chars().filter(|c| !commands_a_terminal(*c)).collect();
     match line.char_indices().nth(MOST_SHOWN) {
         Some((at, _)) if !full => format!("{}…", &line[..at]),
         _ if line.is_empty() => "-".to_owned(),
