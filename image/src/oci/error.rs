@@ -123,6 +123,14 @@ pub enum OciError {
         /// What it is.
         actual: u64,
     },
+    /// Two things at once, or another than it says.
+    #[error(
+        "{file} could be taken for an index and for a manifest, and is refused; ask its maker for one that says what it is"
+    )]
+    Contradiction {
+        /// Which document.
+        file: String,
+    },
     /// No image at all.
     #[error("{}: holds no image", path.display())]
     Empty {

@@ -12,6 +12,12 @@ use crate::registry::RegistryError;
 /// would lead on without end.
 const MAX_DEPTH: usize = 4;
 const MAX_INDEXES: usize = 64;
+/// What indexes say that they are.
+const INDEX_TYPES: [&str; 2] =
+    ["application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json"];
+/// What manifests say that they are.
+const MANIFEST_TYPES: [&str; 2] =
+    ["application/vnd.oci.image.manifest.v1+json", "application/vnd.docker.distribution.manifest.v2+json"];
 
 /// Where documents and layers are found by their descriptors.
 pub trait Documents {
@@ -53,7 +59,7 @@ pub fn for_this_machine(
         return Err(OciError::TooDeep { file: entry.digest.clone() });
     }
     let (name, bytes) = documents.document(entry, MAX_MANIFEST, true)?;
-    best_of(documents, parse(&name, &bytes)?, depth, search)
+    best_of(documents, manifest(&name, &bytes)?, depth, search)
 }
 
 /// The best of an index's entries for this machine.
@@ -78,10 +84,20 @@ fn best_of(
 }
 
 fn is_index(descriptor: &Descriptor) -> bool {
-    matches!(
-        descriptor.media_type.as_str(),
-        "application/vnd.oci.image.index.v1+json" | "application/vnd.docker.distribution.manifest.list.v2+json"
-    )
+    INDEX_TYPES.contains(&descriptor.media_type.as_str())
+}
+
+/// Reads an index or a manifest. One that could be taken for either is refused, lest what one program has checked is not what another
+/// one runs (OCI image specification 1.1, CVE-2021-41190).
+fn manifest(place: &str, bytes: &[u8]) -> Result<Manifest, OciError> {
+    let parsed: Manifest = parse(place, bytes)?;
+    let is_index = parsed.manifests.is_some();
+    let said = parsed.media_type.as_str();
+    let is_contradicted = match is_index {
+        true => parsed.config.is_some() || !parsed.layers.is_empty() || MANIFEST_TYPES.contains(&said),
+        false => INDEX_TYPES.contains(&said),
+    };
+    if is_contradicted { Err(OciError::Contradiction { file: place.to_owned() }) } else { Ok(parsed) }
 }
 
 /// The manifest for this machine, `top` being that or an index that leads to it. Gives its digest too.
@@ -91,7 +107,7 @@ pub fn select(
     digest: Digest,
     top: Vec<u8>,
 ) -> Result<(Digest, Vec<u8>), OciError> {
-    let parsed: Manifest = parse(place, &top)?;
+    let parsed = manifest(place, &top)?;
     if parsed.manifests.is_none() {
         return Ok((digest, top));
     }
@@ -113,9 +129,9 @@ pub fn read_image(
     documents: &dyn Documents,
     place: &str,
     manifest_digest: Option<Digest>,
-    manifest: Vec<u8>,
+    bytes: Vec<u8>,
 ) -> Result<Found, OciError> {
-    let parsed: Manifest = parse(place, &manifest)?;
+    let parsed = manifest(place, &bytes)?;
     // Also from those who do not say so by its media type, and from layouts.
     if parsed.config.is_none() && parsed.fs_layers.is_some() {
         return Err(RegistryError::Schema1 { what: place.to_owned() }.into());
@@ -136,7 +152,7 @@ pub fn read_image(
     let parts = Parts {
         id: config.digest.parse().map_err(|source| OciError::Digest { file: place.to_owned(), source })?,
         manifest_digest,
-        manifest,
+        manifest: bytes,
         config: config_bytes,
         config_file,
         layers,
@@ -174,4 +190,26 @@ fn check_type(layer: &Descriptor, file: &str) -> Result<(), OciError> {
         return Ok(());
     }
     Err(OciError::LayerType { file: file.to_owned(), media_type: media_type.to_owned() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_could_be_read_as_an_index_and_a_manifest_is_refused() {
+        let said = |kind: &str| format!(r#""mediaType": "application/vnd.oci.image.{kind}.v1+json","#);
+        let (index, image) = (r#""manifests": []"#, r#""layers": [{"mediaType": "x", "digest": "y", "size": 1}]"#);
+        for text in [
+            format!("{{{index}, {image}}}"),
+            format!("{{{} {index}}}", said("manifest")),
+            format!("{{{} {image}}}", said("index")),
+        ] {
+            let refused = manifest("m", text.as_bytes());
+            assert!(matches!(refused, Err(OciError::Contradiction { .. })), "{text}: {refused:?}");
+        }
+        for text in [format!("{{{index}}}"), format!("{{{image}}}"), format!("{{{} {index}}}", said("index"))] {
+            assert!(manifest("m", text.as_bytes()).is_ok(), "{text}");
+        }
+    }
 }

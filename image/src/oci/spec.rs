@@ -65,6 +65,9 @@ pub struct Manifest {
     /// What manifests of Docker's schema 1 have instead of all below.
     #[serde(default)]
     pub fs_layers: Option<serde::de::IgnoredAny>,
+    /// What it says that it is.
+    #[serde(default, deserialize_with = "or_default")]
+    pub media_type: String,
     /// What it is when it is no image.
     #[serde(default, deserialize_with = "or_default")]
     pub artifact_type: String,

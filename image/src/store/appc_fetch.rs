@@ -22,6 +22,7 @@ use crate::oci::open_without_waiting;
 use crate::progress::{Progress, Silent};
 use crate::reference::Reference;
 use crate::registry::{Registries, RegistryError, Url};
+use crate::tar;
 use crate::trust::{Keyring, MAX_SIGNATURE};
 
 /// What stands behind an image's name in its signature's.
@@ -335,12 +336,18 @@ impl Store {
         Ok(Some(Imported { id: *id, names, size: record.size, layers, present: layers, appc: record.appc }))
     }
 
-    /// A stream's bytes in a file without a name.
+    /// An archive's bytes in a file without a name.
     ///
     /// # Errors
-    /// The stream ends badly, or the disk is full.
+    /// The stream does not begin as an archive does, ends badly, or the disk is full.
     pub fn spool(&self, stream: &mut dyn Read) -> Result<File, StoreError> {
         let tmp = self.tmp();
+        let mut start = Vec::with_capacity(tar::BLOCK);
+        stream.take(tar::BLOCK as u64).read_to_end(&mut start).map_err(at("the stream"))?;
+        if !tar::begins_archive(&start) {
+            return Err(StoreError::NoArchive);
+        }
+        let stream = &mut start.as_slice().chain(stream);
         let mut file = Scratch::file(&tmp).and_then(Scratch::anonymous).map_err(at(&tmp))?;
         io::copy(stream, &mut file).and_then(|_| file.rewind()).map_err(at(&tmp))?;
         Ok(file)

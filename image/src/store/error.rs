@@ -24,6 +24,11 @@ pub enum StoreError {
         /// Why.
         source: io::Error,
     },
+    /// What is imported from a stream is something else.
+    #[error(
+        "what comes from standard input is no archive: neither a tar nor one packed by gzip, zstd, xz or bzip2; give an archive of an image"
+    )]
+    NoArchive,
     /// A layer that could not be unpacked.
     #[error("image store: layer {layer} cannot be unpacked: {source}")]
     Unpack {

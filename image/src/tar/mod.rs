@@ -23,6 +23,9 @@ pub(crate) use reader::TarReader;
 pub use sparse::Segment;
 pub(crate) use writer::TarWriter;
 
+use self::header::Header;
+use crate::decode::Compression;
+
 /// Size of a tar block: a header, and the unit that data is padded to.
 pub(crate) const BLOCK: usize = 512;
 
@@ -132,8 +135,30 @@ pub enum TarError {
     },
 }
 
+/// Whether a stream that begins so may be an archive, packed or not; of random bytes and zeros none is.
+pub(crate) fn begins_archive(start: &[u8]) -> bool {
+    let is_header = || start.try_into().is_ok_and(|block: &[u8; BLOCK]| Header::new(block).is_ok());
+    Compression::of(start) != Compression::None || is_header()
+}
+
 /// A name that may hold any bytes, made fit for a message.
 pub(crate) fn show(path: &[u8]) -> String {
     const MOST: usize = 200;
     if path.len() > MOST { format!("{}…", path[..MOST].escape_ascii()) } else { path.escape_ascii().to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::builder::{Member, archive};
+    use super::*;
+
+    #[test]
+    fn junk_begins_no_archive() {
+        let tar = archive(&[Member::file("a", "x")]);
+        assert!(begins_archive(&tar[..BLOCK]));
+        assert!(begins_archive(&[0x1f, 0x8b, 8, 0]));
+        for junk in [&[0; BLOCK][..], &[0xa5; BLOCK], b"<html>", b""] {
+            assert!(!begins_archive(junk));
+        }
+    }
 }

@@ -278,7 +278,8 @@ fn stop_signal(image: &ImageSettings) -> Result<i32, PrepareError> {
     let Some(text) = image.stop_signal.as_deref().filter(|text| !text.is_empty()) else {
         return Ok(Signal::SIGTERM as i32);
     };
-    let name = format!("SIG{}", text.strip_prefix("SIG").unwrap_or(text));
+    let upper = text.to_ascii_uppercase();
+    let name = format!("SIG{}", upper.strip_prefix("SIG").unwrap_or(&upper));
     let real_time = || name.strip_prefix("SIGRTMIN+")?.parse::<i32>().ok().map(|offset| nix::libc::SIGRTMIN() + offset);
     let number =
         text.parse().ok().or_else(|| Signal::from_str(&name).ok().map(|signal| signal as i32)).or_else(real_time);
