@@ -209,18 +209,22 @@ fn a_volume_is_not_filled_again_when_its_app_is_started_again() {
     assert_eq!(host.podvm(words).run().expect_code(0).stdout, "gone\ngone\n");
 }
 
+/// `podvm run` for a line of a shell.
+fn run_line(host: &Host) -> String {
+    let (podvm, stage1) = (podvm_e2e::prefix().join("bin/podvm"), podvm_e2e::stage1());
+    format!("{} --root {} run --rm --net=none --stage1={stage1}", podvm.display(), host.root().display())
+}
+
 #[test]
 fn the_callers_umask_is_not_the_pods() {
     let host = Host::empty();
     let image = host.image("busybox");
-    let podvm = podvm_e2e::prefix().join("bin/podvm");
-    let command = format!("{} --root {} run --rm --net=none", podvm.display(), host.root().display());
+    let command = run_line(&host);
     let script = "stat -c %a / /data /etc/hosts; umask";
     for (umask, options) in [("0077", ""), ("0177", ""), ("0077", "--private-users")] {
         let line = format!(
-            "umask {umask}; {command} --stage1={} {options} --volume data,kind=empty {image} \
-             --mount volume=data,target=/data -- sh -c '{script}'",
-            podvm_e2e::stage1()
+            "umask {umask}; {command} {options} --volume data,kind=empty {image} \
+             --mount volume=data,target=/data -- sh -c '{script}'"
         );
         let finished = Invocation::new("/bin/sh", ["-c", &line]).run().expect_code(0);
         assert_eq!(finished.stdout, "755\n755\n644\n0022\n", "{line}");
