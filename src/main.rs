@@ -65,7 +65,7 @@ fn allow_owner() {
 /// Prints an error in the one form that all of podvm's have.
 fn report(message: &str) {
     // Where errors cannot be written there is nowhere left to say so.
-    let _ = std::io::stderr().write_all(format!("podvm: {message}\n").as_bytes());
+    let _ = std::io::stderr().write_all(format!("podvm: {}\n", output::one_line(message)).as_bytes());
 }
 
 /// An error with those behind it, in one line. What a message tells already is not told again.

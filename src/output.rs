@@ -86,7 +86,12 @@ pub fn print<T: Serialize + ?Sized>(
 
 /// A text for a terminal, whoever its words come from: nothing in it but ends of lines does anything but be seen.
 fn harmless(text: &str) -> String {
-    text.chars().map(|c| if c != '\n' && commands_a_terminal(c) { char::REPLACEMENT_CHARACTER } else { c }).collect()
+    text.split('\n').map(one_line).collect::<Vec<_>>().join("\n")
+}
+
+/// The same of a text that is to be one line, and whose words are not to look like another.
+pub fn one_line(text: &str) -> String {
+    text.chars().map(|c| if commands_a_terminal(c) { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
 /// Words joined for a table's cell; a dash when there are none.
@@ -111,6 +116,7 @@ mod tests {
 
     #[test]
     fn what_is_listed_commands_no_terminal() {
+        assert_eq!(one_line("a\nimage: b"), "a\u{fffd}image: b");
         assert_eq!(harmless("a\x1b[2J\u{9b}b\n\u{202e}é\t"), "a\u{fffd}[2J\u{fffd}b\n\u{fffd}é\u{fffd}");
     }
 

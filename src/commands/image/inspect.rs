@@ -9,7 +9,7 @@ use podvm_pod::timestamp::Timestamp;
 use serde::Serialize;
 
 use super::fetch::{shown_id, shown_names};
-use crate::output::{OutputArgs, print};
+use crate::output::{OutputArgs, one_line, print};
 
 /// Options of `podvm image inspect`.
 #[derive(Debug, clap::Args)]
@@ -103,7 +103,7 @@ fn as_text(image: &Inspected) -> String {
     for (name, value) in fields {
         if let Some(value) = value {
             // Whoever writes to a string never fails.
-            let _ = writeln!(text, "{:<14} {value}", format!("{name}:"));
+            let _ = writeln!(text, "{:<14} {}", format!("{name}:"), one_line(&value));
         }
     }
     text
@@ -115,8 +115,8 @@ mod tests {
 
     #[test]
     fn what_an_image_does_not_say_has_no_line() {
-        let config =
-            ImageConfig { entrypoint: vec!["/e".into(), "-x".into()], env: vec!["A=b".into()], ..Default::default() };
+        let env = vec!["A=b".into(), "C=d\nsigned by: x".into()];
+        let config = ImageConfig { entrypoint: vec!["/e".into(), "-x".into()], env, ..Default::default() };
         let image = Inspected {
             id: "sha256:0".into(),
             names: Vec::new(),
@@ -135,6 +135,7 @@ mod tests {
         {
             assert!(text.contains(line), "{text}");
         }
+        assert!(!text.contains("\nsigned by:"), "a value makes no line of its own: {text}");
         assert!(!text.contains("user:") && !text.contains("names:"), "{text}");
     }
 }
