@@ -59,7 +59,11 @@ pub fn for_this_machine(
         return Err(OciError::TooDeep { file: entry.digest.clone() });
     }
     let (name, bytes) = documents.document(entry, MAX_MANIFEST, true)?;
-    best_of(documents, manifest(&name, &bytes)?, depth, search)
+    let index = manifest(&name, &bytes)?;
+    if index.manifests.is_none() {
+        return Err(OciError::Contradiction { file: name });
+    }
+    best_of(documents, index, depth, search)
 }
 
 /// The best of an index's entries for this machine.
@@ -94,7 +98,7 @@ fn manifest(place: &str, bytes: &[u8]) -> Result<Manifest, OciError> {
     let is_index = parsed.manifests.is_some();
     let said = parsed.media_type.as_str();
     let is_contradicted = match is_index {
-        true => parsed.config.is_some() || !parsed.layers.is_empty() || MANIFEST_TYPES.contains(&said),
+        true => parsed.config.is_some() || parsed.layers.is_some() || MANIFEST_TYPES.contains(&said),
         false => INDEX_TYPES.contains(&said),
     };
     if is_contradicted { Err(OciError::Contradiction { file: place.to_owned() }) } else { Ok(parsed) }
@@ -141,6 +145,7 @@ pub fn read_image(
     let layers = parsed
         .layers
         .iter()
+        .flatten()
         .map(|layer| {
             let (name, digest, packed) = documents.layer(layer)?;
             check_type(layer, &name)?;
@@ -202,6 +207,7 @@ mod tests {
         let (index, image) = (r#""manifests": []"#, r#""layers": [{"mediaType": "x", "digest": "y", "size": 1}]"#);
         for text in [
             format!("{{{index}, {image}}}"),
+            format!(r#"{{{index}, "layers": []}}"#),
             format!("{{{} {index}}}", said("manifest")),
             format!("{{{} {image}}}", said("index")),
         ] {

@@ -75,8 +75,8 @@ pub struct Manifest {
     pub manifests: Option<Vec<Descriptor>>,
     #[serde(default)]
     pub config: Option<Descriptor>,
-    #[serde(default, deserialize_with = "or_default")]
-    pub layers: Vec<Descriptor>,
+    #[serde(default)]
+    pub layers: Option<Vec<Descriptor>>,
 }
 
 /// One image of a Docker archive's `manifest.json`.
