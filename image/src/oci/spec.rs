@@ -124,8 +124,8 @@ pub struct RootFs {
     pub diff_ids: Vec<String>,
 }
 
-/// How an image wants to be found well (docker's image specification 1.2; not in OCI's). Times are in nanoseconds, 0 and absence
-/// being the default.
+/// How an image wants to be found well (docker's image specification 1.2; not in OCI's). Times are in nanoseconds; 0, less
+/// and absence mean the default.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct ImageHealthcheck {
@@ -133,13 +133,13 @@ pub struct ImageHealthcheck {
     #[serde(deserialize_with = "or_default")]
     pub test: Vec<String>,
     /// Time between two checks.
-    pub interval: Option<u64>,
+    pub interval: Option<i64>,
     /// Longest time of a check.
-    pub timeout: Option<u64>,
+    pub timeout: Option<i64>,
     /// Time from the start in which failures do not count.
-    pub start_period: Option<u64>,
+    pub start_period: Option<i64>,
     /// Failures in a row that count.
-    pub retries: Option<u32>,
+    pub retries: Option<i64>,
 }
 
 /// How an image wants to be run (image-spec, config.md, "config").

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use podvm_pod::manifest::{AppName, ByteSize, Protocol, VolumeName};
+use podvm_pod::writable::{MAX_DISK, MIN_DISK};
 
 /// Why a pod could not be prepared. Nothing has been made yet.
 #[derive(Debug, thiserror::Error)]
@@ -200,14 +201,9 @@ pub enum PrepareError {
         /// The host's.
         present: ByteSize,
     },
-    /// A disk too small for a filesystem.
-    #[error("a disk of {given} is too small; give at least {minimum} with --disk")]
-    TooSmallDisk {
-        /// The disk.
-        given: ByteSize,
-        /// The smallest.
-        minimum: ByteSize,
-    },
+    /// A disk too small for a filesystem, or larger than a file.
+    #[error("a disk cannot be of {0}; give {MIN_DISK} to {MAX_DISK} with --disk")]
+    DiskSize(ByteSize),
     /// Neither the image nor the user says what to run.
     #[error("image {0} names no program; give one after --, or with --exec")]
     NoProgram(String),

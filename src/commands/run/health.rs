@@ -40,14 +40,14 @@ pub fn health(args: &AppArgs, image: &ImageSettings) -> Result<Option<HealthChec
         start_period_ms: start_period.or(nanoseconds(of_image.start_period)).map_or(0, at_least_1),
         retries: args
             .health_retries
-            .or(of_image.retries.filter(|retries| *retries > 0))
+            .or(of_image.retries.filter(|retries| *retries > 0).and_then(|retries| retries.try_into().ok()))
             .unwrap_or(HealthCheck::DEFAULT_RETRIES),
     }))
 }
 
-/// In an image, 0 means the default.
-fn nanoseconds(length: Option<u64>) -> Option<Duration> {
-    length.filter(|length| *length > 0).map(Duration::from_nanos)
+/// In an image, 0 and less mean the default.
+fn nanoseconds(length: Option<i64>) -> Option<Duration> {
+    length.and_then(|length| length.try_into().ok()).filter(|length| *length > 0).map(Duration::from_nanos)
 }
 
 fn shell(command: &str) -> Vec<String> {

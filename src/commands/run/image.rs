@@ -121,6 +121,10 @@ impl ImageSettings {
         let name = image.name.clone();
         let wrong = |what: String| PrepareError::Image { image: name.clone(), what };
         let given = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+        // A path would be read as appc has it, as the owner of that file.
+        if config.user.split(':').any(|part| part.starts_with('/')) {
+            return Err(wrong(format!("its user {:?} is neither a name nor a number", config.user)));
+        }
         let mut remarks = Vec::new();
         let mut settings = Self {
             entrypoint: config.entrypoint.clone(),
@@ -296,7 +300,12 @@ pub(super) mod tests {
 
     #[test]
     fn an_image_that_contradicts_itself_is_named() {
-        for config in [r#"{"Labels":{"io.podvm.port.a":"x"}}"#, r#"{"Labels":{"io.podvm.volume./":"/x"}}"#] {
+        for config in [
+            r#"{"Labels":{"io.podvm.port.a":"x"}}"#,
+            r#"{"Labels":{"io.podvm.volume./":"/x"}}"#,
+            r#"{"User":"/etc"}"#,
+            r#"{"User":"0:/etc"}"#,
+        ] {
             let message = image("odd", config).unwrap_err().to_string();
             assert!(message.contains("odd"), "{message}");
         }

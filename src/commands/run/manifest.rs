@@ -13,7 +13,7 @@ use podvm_pod::manifest::{
 };
 use podvm_pod::stage1::Stage1Kind;
 use podvm_pod::timestamp::Timestamp;
-use podvm_pod::writable::MIN_DISK;
+use podvm_pod::writable::{MAX_DISK, MIN_DISK};
 use uuid::Uuid;
 
 use super::app_arguments::AppArgs;
@@ -280,7 +280,7 @@ fn stop_signal(image: &ImageSettings) -> Result<i32, PrepareError> {
     };
     let upper = text.to_ascii_uppercase();
     let name = format!("SIG{}", upper.strip_prefix("SIG").unwrap_or(&upper));
-    let real_time = || name.strip_prefix("SIGRTMIN+")?.parse::<i32>().ok().map(|offset| nix::libc::SIGRTMIN() + offset);
+    let real_time = || name.strip_prefix("SIGRTMIN+")?.parse::<i32>().ok()?.checked_add(nix::libc::SIGRTMIN());
     let number =
         text.parse().ok().or_else(|| Signal::from_str(&name).ok().map(|signal| signal as i32)).or_else(real_time);
     number.filter(|number| (1..=nix::libc::SIGRTMAX()).contains(number)).ok_or_else(|| {
@@ -315,8 +315,8 @@ pub fn resources(
     if stage1 == Stage1Kind::Kvm && memory > host.memory.bytes() {
         return Err(PrepareError::TooMuchMemory { wanted: ByteSize(memory), present: host.memory });
     }
-    if let Some(given) = disk.filter(|given| *given < MIN_DISK) {
-        return Err(PrepareError::TooSmallDisk { given, minimum: MIN_DISK });
+    if let Some(given) = disk.filter(|given| !(MIN_DISK..=MAX_DISK).contains(given)) {
+        return Err(PrepareError::DiskSize(given));
     }
     // What is left of a CPU by one app can be another's; whole CPUs are needed only for the sum.
     let thousandths: u64 = apps.iter().filter_map(|app| app.isolators.cpu).map(|limit| u64::from(limit.0)).sum();
@@ -439,7 +439,7 @@ mod tests {
         let health = looked_at.health.unwrap();
         assert_eq!(health.exec, ["/bin/sh", "-c", "true"]);
         assert_eq!((health.interval_ms, health.timeout_ms, health.retries), (5_000, 30_000, 2));
-        let of_image = r#"{"Healthcheck":{"Test":["CMD","ok"],"Interval":7000000000,"StartPeriod":1000000}}"#;
+        let of_image = r#"{"Healthcheck":{"Test":["CMD","ok"],"Interval":7000000000,"Timeout":-5,"StartPeriod":1000000,"Retries":-1}}"#;
         let image = image("x", of_image).unwrap();
         let health = |text: &str| {
             let Ok(Parsed::Command(cli)) = parse(&text.split(' ').map(OsString::from).collect::<Vec<_>>()) else {
@@ -451,6 +451,18 @@ mod tests {
         let found = health("podvm run --health-timeout 1s x").unwrap();
         assert_eq!((found.interval_ms, found.timeout_ms, found.start_period_ms, found.retries), (7_000, 1_000, 1, 3));
         assert_eq!(health("podvm run --health-cmd none x"), None);
+    }
+
+    #[test]
+    fn stop_signals_are_taken_as_they_are_written() {
+        let signal = |text: &str| stop_signal(&image("x", &format!(r#"{{"StopSignal":"{text}"}}"#)).unwrap());
+        for (text, number) in [("", 15), ("SIGINT", 2), ("int", 2), ("sigTerm", 15), ("15", 15)] {
+            assert_eq!(signal(text).unwrap(), number, "{text}");
+        }
+        assert_eq!(signal("rtmin+3").unwrap(), nix::libc::SIGRTMIN() + 3);
+        for text in ["fly", "rtmin+2147483647", "rtmin-1", "99"] {
+            assert!(signal(text).unwrap_err().to_string().contains("is no signal"), "{text}");
+        }
     }
 
     #[test]
@@ -485,7 +497,8 @@ mod tests {
         for (text, part) in [
             ("--memory 1M etcd", "1 MiB is too little memory; give at least 16 MiB"),
             ("--memory 1T etcd", "this host has 8 GiB"),
-            ("--disk 1M etcd", "--disk"),
+            ("--disk 1M etcd", "a disk cannot be of 1 MiB; give 16 MiB"),
+            ("--disk 9999999T etcd", "to 8 TiB with --disk"),
             ("plain", "image plain names no program"),
             ("etcd --- etcd", "two apps are named etcd"),
             ("-i etcd --- -i plain -- x", "both --interactive"),
