@@ -238,9 +238,9 @@ impl Store {
     }
 
     pub(super) fn find_id(&self, wanted: &str) -> Result<Digest, StoreError> {
-        // A whole ID means that image, whatever an archive has called another.
-        if let Some(id) = whole_id(wanted).filter(|id| self.image_record(id).is_ok_and(|record| record.is_some())) {
-            return Ok(id);
+        // A whole ID means that image and no other, whatever an archive has called one.
+        if let Some(id) = whole_id(wanted) {
+            return self.image_record(&id)?.map(|_| id).ok_or_else(|| self.not_found(wanted));
         }
         if let Some((_, id)) = self.find_name(wanted)? {
             return Ok(id);

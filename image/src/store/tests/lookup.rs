@@ -19,6 +19,7 @@ fn images_are_found_by_name_id_and_start_of_an_id() {
     }
     let other = Digest::of(b"other");
     assert!(message(&format!("etcd:3.4@{other}")).starts_with("no image etcd:3.4@sha256:"));
+    assert!(message(&other.to_string()).starts_with("no image sha256:"));
     let error = message("etcd");
     assert!(error.contains("there are etcd:3.4, nginx:latest"), "{error}");
     assert!(message("Bad Name").contains("not a valid name component"));
