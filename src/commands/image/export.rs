@@ -1,12 +1,12 @@
 //! `podvm image export`.
 
-use std::fs::File;
 use std::io::{self, BufWriter, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use podvm_image::source::STDIN as STREAM;
 use podvm_image::{Exported, LayerPacking, Store};
+use podvm_pod::draft::Output;
 use serde::Serialize;
 
 use crate::output::{OutputArgs, print};
@@ -71,7 +71,7 @@ pub fn run(args: &ExportArgs, store: &Store) -> Result<u8> {
         return Ok(0);
     }
     if args.path.extension().is_some_and(|extension| extension == "aci") {
-        write_whole(&args.path, |output| Ok(store.export_aci(&args.image, output)?))?;
+        write(&args.path, |output| Ok(store.export_aci(&args.image, output)?))?;
         return Ok(0);
     }
     let exported = match args.path.extension().is_some_and(|extension| extension == "tar") {
@@ -85,18 +85,19 @@ pub fn run(args: &ExportArgs, store: &Store) -> Result<u8> {
 
 /// Writes an archive.
 fn export_file(store: &Store, image: &str, path: &Path, packing: LayerPacking) -> Result<Exported> {
-    write_whole(path, |output| Ok(store.export_archive(image, output, packing)?))
+    write(path, |output| Ok(store.export_archive(image, output, packing)?))
 }
 
-/// Writes a file beside its place, and then there.
-fn write_whole<T>(path: &Path, fill: impl FnOnce(&mut dyn Write) -> Result<T>) -> Result<T> {
-    let new = path.with_added_extension(format!("new-{}", std::process::id()));
+/// Writes what a user has named for output.
+fn write<T>(path: &Path, fill: impl FnOnce(&mut dyn Write) -> Result<T>) -> Result<T> {
     let write = || -> Result<T> {
-        let mut output = BufWriter::with_capacity(1 << 20, File::create_new(&new)?);
-        let filled = fill(&mut output)?;
-        output.flush()?;
-        std::fs::rename(&new, path)?;
+        let output = Output::open(path, 0o666)?;
+        let mut buffer = BufWriter::with_capacity(1 << 20, output.file());
+        let filled = fill(&mut buffer)?;
+        buffer.flush()?;
+        drop(buffer);
+        output.keep()?;
         Ok(filled)
     };
-    write().inspect_err(|_| drop(std::fs::remove_file(&new))).with_context(|| path.display().to_string())
+    write().with_context(|| path.display().to_string())
 }
