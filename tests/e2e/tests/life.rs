@@ -4,7 +4,7 @@ use std::fs;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use podvm_e2e::{Host, wait_for};
+use podvm_e2e::{Host, Invocation, wait_for};
 
 const A_WHILE: Duration = Duration::from_secs(120);
 
@@ -100,6 +100,21 @@ fn a_pod_whose_process_is_killed_is_aborted_and_collected_whole() {
             .count(),
         0
     );
+}
+
+#[test]
+fn a_pod_whose_processes_are_all_told_to_end_is_removed_all_the_same() {
+    let host = Host::empty();
+    let image = host.image("busybox");
+    let script = "trap 'exit 3' TERM; echo up; while :; do sleep 0.1; done";
+    let mut pod = host.podvm(["run", "--rm", "--net=none", &image, "--", "sh", "-c", script]).spawn();
+    pod.wait_for_stdout("up", A_WHILE);
+    // As a service manager does that stops a unit: also the process that is to remove the pod.
+    let all = format!("podvm --root {} run", host.root().display());
+    Invocation::new("pkill", ["-TERM", "--full", &all]).run().expect_code(0);
+    let finished = pod.wait(A_WHILE).expect_code(3);
+    assert!(!finished.stderr.contains("removed"), "{finished}");
+    assert_eq!(host.pods(), Vec::<String>::new());
 }
 
 #[test]
