@@ -348,6 +348,7 @@ mod tests {
             rustix::process::Rlimit { current: limit.maximum, ..limit },
         )
         .unwrap();
-        assert!(fill_from(&image, &volume).is_err());
+        let error = fill_from(&image, &volume).unwrap_err();
+        assert_eq!(error.source.raw_os_error(), Some(Errno::LOOP.raw_os_error()), "{error}");
     }
 }

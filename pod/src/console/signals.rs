@@ -30,8 +30,8 @@ impl std::fmt::Debug for Signals {
 
 impl Signals {
     /// Blocks SIGTERM, SIGINT, SIGHUP, SIGWINCH and those that are [passed on](is_passed_on) in the calling thread and in all
-    /// threads it makes from now on, and reads them from a signalfd(2). Must be called while the process has one thread, or another could be killed by them. A
-    /// signal that this process was started to ignore, as nohup(1) does, stays ignored.
+    /// threads it makes from now on, and reads them from a signalfd(2). Must be called while the process has one thread, or
+    /// another could be killed by them. A signal that this process was started to ignore, as nohup(1) does, stays ignored.
     ///
     /// # Errors
     /// Those of sigaction(2), sigprocmask(2) and signalfd(2).
