@@ -64,7 +64,16 @@ impl PrivateCgroup {
 
 impl Drop for PrivateCgroup {
     fn drop(&mut self) {
-        let _ = std::fs::remove_dir(self.path.join("tests"));
-        let _ = std::fs::remove_dir(&self.path);
+        remove_with_children(&self.path);
     }
+}
+
+/// Removes a cgroup and those below it, made by the test or by what it ran.
+fn remove_with_children(cgroup: &Path) {
+    for entry in std::fs::read_dir(cgroup).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_with_children(&entry.path());
+        }
+    }
+    let _ = std::fs::remove_dir(cgroup);
 }

@@ -244,6 +244,7 @@ fn a_fetch_that_is_killed_leaves_a_clean_store_and_whole_layers_stay() {
         .args(["--exact", "registry::tests::transfer::fetcher_that_is_killed", "--ignored"])
         .env("PODVM_TEST_STORE", place.store.root())
         .env("PODVM_TEST_NAME", &name)
+        .env("TMPDIR", place.directory.path())
         .stdout(std::process::Stdio::null())
         .spawn()
         .unwrap();
@@ -273,7 +274,12 @@ fn a_fetch_may_be_killed_at_every_step_and_the_next_one_goes_on() {
     let server = content.serve();
     let name = format!("{}/app", server.host());
     let place = Place::new();
-    let environment = [("PODVM_TEST_STORE", place.store.root()), ("PODVM_TEST_NAME", name.as_ref())];
+    let environment = [
+        ("PODVM_TEST_STORE", place.store.root()),
+        ("PODVM_TEST_NAME", name.as_ref()),
+        // It dies before it removes its own.
+        ("TMPDIR", place.directory.path()),
+    ];
     let unused = || Ok(crate::Uses::default());
     let deaths = crate::store::tests::steps::killed_at_every_step(
         "registry::tests::transfer::fetcher_that_is_killed",
