@@ -40,7 +40,7 @@ fn run(arguments: &[&str]) -> Result<(), Box<dyn std::error::Error>> {
             println!("{:?}", store.fetch(&name.parse()?, &registries, &FetchOptions::default(), &Silent)?);
         }
         ["list"] => {
-            for image in store.list()? {
+            for image in store.list()?.images {
                 let names: Vec<String> = image.names.iter().map(ToString::to_string).collect();
                 println!("{} {} {}", image.id.short(), image.size, names.join(" "));
             }

@@ -40,5 +40,5 @@ pub use registry::{Registries, RegistryError};
 pub use source::ImageSource;
 pub use store::{
     AppcFetch, AppcOptions, AppcRecord, Collected, Exported, FetchOptions, Image, ImportOptions, Imported, Layer,
-    LayerPacking, Origin, Problem, Removed, RenderOptions, ResolvedImage, Step, Store, StoreError, Uses, What,
+    LayerPacking, Listing, Origin, Problem, Removed, RenderOptions, ResolvedImage, Step, Store, StoreError, Uses, What,
 };

@@ -108,8 +108,8 @@ impl Store {
         provenance: &Provenance,
         names: &[Reference],
     ) -> Result<Option<Imported>, StoreError> {
-        for stored in self.all_images()? {
-            let Some(mut record) = self.image_record(&stored)? else { continue };
+        for mut record in self.all_records()?.records {
+            let stored = record.id;
             let Some(appc) = record.appc.as_mut().filter(|appc| appc.id == *id) else { continue };
             let known = (appc.signer.clone(), appc.url.clone(), appc.validator.clone());
             let Provenance { signer, url, validator } = provenance.clone();

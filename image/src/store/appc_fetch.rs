@@ -296,9 +296,8 @@ impl Store {
     fn fetched_from(&self, url: &Url) -> Result<Option<(Digest, Option<String>)>, StoreError> {
         let url = url.to_string();
         let mut best = None;
-        for id in self.all_images()? {
-            let Some(record) = self.image_record(&id)? else { continue };
-            let imported = record.imported;
+        for record in self.all_records()?.records {
+            let (id, imported) = (record.id, record.imported);
             if let Some(appc) = record.appc.filter(|appc| appc.url.as_ref() == Some(&url)) {
                 best = best.max(Some((imported, id, appc.validator)));
             }

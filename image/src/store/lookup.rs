@@ -9,7 +9,7 @@ use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_NOW, utimensat};
 
 use super::Store;
 use super::error::{StoreError, at};
-use super::records::{AppcRecord, ImageRecord, NameRecord};
+use super::records::{AppcRecord, ImageRecord, NameRecord, Readable};
 use super::scratch::Lock;
 use crate::appc::AppcName;
 use crate::appc::id::PREFIX as APPC_ID;
@@ -50,6 +50,15 @@ pub struct Image {
     pub config: ImageConfig,
     /// What it is in terms of appc, if it came as such.
     pub appc: Option<AppcRecord>,
+}
+
+/// What the store holds.
+#[derive(Debug)]
+pub struct Listing {
+    /// All images that can be read, by name; those without a name last.
+    pub images: Vec<Image>,
+    /// What is wrong with the other images, and with names.
+    pub damaged: Vec<StoreError>,
 }
 
 /// A layer in the store: an EROFS image that can be mounted or mapped.
@@ -133,18 +142,19 @@ impl Store {
         Ok(image(record, names, used))
     }
 
-    /// All images, by name; those without a name last.
-    pub fn list(&self) -> Result<Vec<Image>, StoreError> {
+    /// All images. What is damaged does not hide the rest.
+    pub fn list(&self) -> Result<Listing, StoreError> {
+        let Readable { records, mut damaged } = self.all_names()?;
         let mut names: HashMap<Digest, Vec<Reference>> = HashMap::new();
-        for (name, id) in self.all_names()? {
+        for (name, id) in records {
             names.entry(id).or_default().push(name);
         }
-        let mut images = Vec::new();
-        for id in self.all_images()? {
-            // One removed meanwhile is simply not there.
-            if let Some(record) = self.image_record(&id)? {
-                images.push(image(record, names.remove(&id).unwrap_or_default(), self.last_use(&id)));
-            }
+        let all = self.all_records()?;
+        damaged.extend(all.damaged);
+        let mut images: Vec<Image> = Vec::new();
+        for record in all.records {
+            let (names, used) = (names.remove(&record.id).unwrap_or_default(), self.last_use(&record.id));
+            images.push(image(record, names, used));
         }
         images.sort_by(|a, b| {
             fn key(image: &Image) -> (bool, Option<&Reference>, Digest) {
@@ -152,7 +162,7 @@ impl Store {
             }
             key(a).cmp(&key(b))
         });
-        Ok(images)
+        Ok(Listing { images, damaged })
     }
 
     /// How an image was built, the first step first. Layers of which the image tells nothing are steps without words.
@@ -212,7 +222,7 @@ impl Store {
     }
 
     pub(super) fn names_of(&self, id: &Digest) -> Result<Vec<Reference>, StoreError> {
-        let all = self.all_names()?;
+        let all = self.all_names()?.records;
         Ok(all.into_iter().filter(|(_, named)| named == id).map(|(name, _)| name).collect())
     }
 
@@ -240,18 +250,17 @@ impl Store {
     pub(super) fn find_id(&self, wanted: &str) -> Result<Digest, StoreError> {
         // A whole ID means that image and no other, whatever an archive has called one.
         if let Some(id) = whole_id(wanted) {
-            return self.image_record(&id)?.map(|_| id).ok_or_else(|| self.not_found(wanted));
+            let is_there = self.image_directory(&id).join("image.json").exists();
+            return if is_there { Ok(id) } else { Err(self.not_found(wanted)) };
         }
         if let Some((_, id)) = self.find_name(wanted)? {
             return Ok(id);
         }
         // A digest pins the manifest, whatever name it is stored under by now.
         if let Some(pinned) = wanted.parse::<Reference>().ok().and_then(|r| r.digest().copied()) {
-            for id in self.all_images()? {
-                let record = self.image_record(&id)?;
-                if record.is_some_and(|record| record.manifest_digest == Some(pinned)) {
-                    return Ok(id);
-                }
+            let all = self.all_records()?.records;
+            if let Some(record) = all.iter().find(|record| record.manifest_digest == Some(pinned)) {
+                return Ok(record.id);
             }
         }
         if let Some(digits) = wanted.strip_prefix(APPC_ID) {
@@ -276,11 +285,10 @@ impl Store {
     /// The stored image of appc that a name means; of several, the one that came last.
     pub(super) fn find_appc(&self, name: &AppcName) -> Result<Option<Digest>, StoreError> {
         let mut best: Option<(u64, Digest)> = None;
-        for id in self.all_images()? {
-            let Some(record) = self.image_record(&id)? else { continue };
+        for record in self.all_records()?.records {
             let means = |appc: &AppcRecord| name.means(&appc.manifest.name, &appc.manifest.labels());
             if record.appc.as_ref().is_some_and(means) {
-                best = best.max(Some((record.imported, id)));
+                best = best.max(Some((record.imported, record.id)));
             }
         }
         Ok(best.map(|(_, id)| id))
@@ -290,8 +298,7 @@ impl Store {
     fn find_appc_id(&self, wanted: &str, digits: &str) -> Result<Digest, StoreError> {
         let mut fitting = Vec::new();
         if digits.len() >= MIN_PREFIX {
-            for id in self.all_images()? {
-                let appc = self.image_record(&id)?.and_then(|record| record.appc);
+            for ImageRecord { id, appc, .. } in self.all_records()?.records {
                 let fits = appc.filter(|appc| appc.id.to_string().starts_with(wanted));
                 fitting.extend(fits.map(|appc| (id, appc.id.short())));
             }
@@ -301,7 +308,7 @@ impl Store {
 
     /// Says what there is instead.
     fn not_found(&self, wanted: &str) -> StoreError {
-        let names = self.all_names().unwrap_or_default();
+        let names = self.all_names().map(|all| all.records).unwrap_or_default();
         let listed: Vec<String> = names.iter().take(MAX_LISTED).map(|(name, _)| name.to_string()).collect();
         let more = if names.len() > listed.len() { ", …" } else { "" };
         let hint = if Path::new(wanted).exists() {

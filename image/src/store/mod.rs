@@ -51,7 +51,7 @@ pub use export::{Exported, LayerPacking};
 pub use fetch::{FetchOptions, Origin};
 pub use import::{ImportOptions, Imported};
 pub(crate) use lookup::APPC_PREFIX;
-pub use lookup::{Image, Layer, ResolvedImage, Step};
+pub use lookup::{Image, Layer, Listing, ResolvedImage, Step};
 pub(crate) use origins::Transport;
 pub use records::AppcRecord;
 pub use remove::{Collected, Removed, Uses};

@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Serialize};
 
 use super::Store;
@@ -146,6 +146,31 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, StoreError> {
     }
 }
 
+/// Those of some records that can be read, and what is wrong with the others: one does not hide the rest.
+#[derive(Debug)]
+pub(super) struct Readable<T> {
+    pub records: Vec<T>,
+    pub damaged: Vec<StoreError>,
+}
+
+impl<T> Readable<T> {
+    /// A record that was removed since its name was read is simply not there.
+    fn of(results: impl Iterator<Item = Result<Option<T>, StoreError>>) -> Self {
+        let mut all = Self { records: Vec::new(), damaged: Vec::new() };
+        for result in results {
+            match result {
+                Ok(record) => all.records.extend(record),
+                Err(error) => all.damaged.push(error),
+            }
+        }
+        all
+    }
+
+    fn map<U>(self, change: impl FnMut(T) -> U) -> Readable<U> {
+        Readable { records: self.records.into_iter().map(change).collect(), damaged: self.damaged }
+    }
+}
+
 /// Reads a name's record.
 pub fn read_name(path: &Path) -> Result<Option<NameRecord>, StoreError> {
     read(path).map_err(|error| match error {
@@ -172,7 +197,14 @@ impl Store {
     }
 
     pub(super) fn image_record(&self, id: &Digest) -> Result<Option<ImageRecord>, StoreError> {
-        read(&self.image_directory(id).join("image.json"))
+        let path = self.image_directory(id).join("image.json");
+        match read::<ImageRecord>(&path)? {
+            Some(record) if record.id != *id => {
+                let source = serde_json::Error::custom(format_args!("it is that of {}", record.id));
+                Err(StoreError::Damaged { path, source })
+            }
+            record => Ok(record),
+        }
     }
 
     pub(super) fn blob_record(&self, diff_id: &Digest) -> Result<Option<BlobRecord>, StoreError> {
@@ -207,15 +239,11 @@ impl Store {
     }
 
     /// All names and what they stand for, sorted by name.
-    pub(super) fn all_names(&self) -> Result<Vec<(Reference, Digest)>, StoreError> {
-        let mut all = Vec::new();
-        for file in names_in(&self.refs())? {
-            // One removed meanwhile is simply not there.
-            if let Some(record) = read_name(&self.refs().join(file))? {
-                all.push((record.name, record.id));
-            }
-        }
-        all.sort();
+    pub(super) fn all_names(&self) -> Result<Readable<(Reference, Digest)>, StoreError> {
+        let files = names_in(&self.refs())?.into_iter();
+        let mut all = Readable::of(files.map(|file| read_name(&self.refs().join(file))))
+            .map(|NameRecord { name, id, .. }| (name, id));
+        all.records.sort();
         Ok(all)
     }
 
@@ -223,6 +251,11 @@ impl Store {
     pub(super) fn all_images(&self) -> Result<Vec<Digest>, StoreError> {
         let names = names_in(&self.images())?;
         Ok(names.iter().filter_map(|name| Digest::from_hex(name).ok()).collect())
+    }
+
+    /// The records of all images.
+    pub(super) fn all_records(&self) -> Result<Readable<ImageRecord>, StoreError> {
+        Ok(Readable::of(self.all_images()?.iter().map(|id| self.image_record(id))))
     }
 }
 

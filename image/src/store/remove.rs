@@ -74,7 +74,11 @@ impl Store {
             self.remove_name(name)?;
         }
         self.remove_image(&id)?;
-        let collected = self.collect(&uses)?;
+        let collected = match self.collect(&uses) {
+            // Another image's record, which keeps all layers until it is mended.
+            Err(StoreError::Damaged { .. } | StoreError::TooNew { .. }) => Collected::default(),
+            collected => collected?,
+        };
         drop(alone);
         names.sort();
         Ok(Removed { id, names, image: true, collected })
@@ -121,7 +125,7 @@ impl Store {
             // A record that cannot be read stops the collection: it may need any layer.
             needed.extend(self.image_record(id)?.into_iter().flat_map(|record| record.layers));
         }
-        for (name, id) in self.all_names()? {
+        for (name, id) in self.all_names()?.records {
             if !images.contains(&id) {
                 self.remove_name(&name)?;
             }

@@ -1,7 +1,7 @@
 //! `podvm image gc` and `podvm image prune`. Neither removes what a pod uses.
 
 use anyhow::Result;
-use podvm_image::{Image, Store, StoreError};
+use podvm_image::{Image, Listing, Store, StoreError};
 use podvm_pod::PodsRoot;
 use podvm_pod::manifest::ByteSize;
 use podvm_pod::timestamp::Timestamp;
@@ -50,17 +50,24 @@ pub fn run(args: &GcArgs, store: &Store, pods: &PodsRoot) -> Result<u8> {
     let is_old = |image: &Image| {
         args.grace_period.as_ref().is_some_and(|grace| now.saturating_sub(image.used) >= grace.0.as_secs())
     };
-    collect(store, pods, args.output, &is_old)
+    let due = store.list()?.images.into_iter().filter(is_old);
+    collect(store, pods, args.output, due)
 }
 
 /// Removes images that have no name, or all. Those of appc always have their own.
 pub fn prune(args: &PruneArgs, store: &Store, pods: &PodsRoot) -> Result<u8> {
-    collect(store, pods, args.output, &|image| args.all || image.names.is_empty() && image.appc.is_none())
+    let Listing { images, damaged } = store.list()?;
+    // An image whose name cannot be read is not one without a name.
+    if let Some(error) = damaged.into_iter().next().filter(|_| !args.all) {
+        return Err(error.into());
+    }
+    let due = images.into_iter().filter(|image| args.all || image.names.is_empty() && image.appc.is_none());
+    collect(store, pods, args.output, due)
 }
 
-fn collect(store: &Store, pods: &PodsRoot, output: OutputArgs, is_due: &dyn Fn(&Image) -> bool) -> Result<u8> {
+fn collect(store: &Store, pods: &PodsRoot, output: OutputArgs, due: impl Iterator<Item = Image>) -> Result<u8> {
     let mut collected = Collected::default();
-    for image in store.list()?.into_iter().filter(is_due) {
+    for image in due {
         // An ID takes all names with it.
         match store.remove(&image.id.to_string(), &|| uses(pods)) {
             Ok(removed) => {

@@ -1,13 +1,14 @@
 //! `podvm image list`.
 
 use anyhow::Result;
-use podvm_image::{Image, Store};
+use podvm_image::{Image, Listing, Store};
 use podvm_pod::manifest::ByteSize;
 use podvm_pod::timestamp::Timestamp;
 use serde::Serialize;
 
 use super::fetch::{shown_id, shown_names};
 use crate::output::{OutputArgs, joined, print, table};
+use crate::{chain, report};
 
 /// Options of `podvm image list`.
 #[derive(Debug, clap::Args)]
@@ -45,9 +46,10 @@ impl From<Image> for Listed {
     }
 }
 
-/// Lists images, by name; those without one last.
+/// Lists images, by name; those without one last. What is damaged is said, and does not hide the others.
 pub fn run(args: &ListArgs, store: &Store) -> Result<u8> {
-    let images: Vec<Listed> = store.list()?.into_iter().map(Listed::from).collect();
+    let Listing { images, damaged } = store.list()?;
+    let images: Vec<Listed> = images.into_iter().map(Listed::from).collect();
     print(args.output, &images, |images| {
         let rows = images.iter().map(|image| {
             let id = image.id.trim_start_matches("sha256:");
@@ -59,5 +61,7 @@ pub fn run(args: &ListArgs, store: &Store) -> Result<u8> {
         });
         table(["name", "id", "size", "layers", "imported"], rows)
     })?;
-    Ok(0)
+    let code = if damaged.is_empty() { 0 } else { podvm_pod::exit::PODVM_ERROR };
+    damaged.into_iter().for_each(|error| report(&chain(&error.into())));
+    Ok(code)
 }

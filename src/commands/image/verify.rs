@@ -27,8 +27,7 @@ struct Verified {
 /// Reads all of the store; fails when something is wrong.
 pub fn run(args: &VerifyArgs, store: &Store) -> Result<u8> {
     let problems: Vec<String> = store.verify(args.repair)?.iter().map(ToString::to_string).collect();
-    // What cannot be listed is among the problems.
-    let images = if problems.is_empty() { store.list()?.len() } else { store.list().map_or(0, |images| images.len()) };
+    let images = store.list()?.images.len();
     let verified = Verified { images, problems };
     print(args.output, &verified, |verified| {
         if verified.problems.is_empty() {

@@ -51,6 +51,10 @@ impl Place {
         Self { directory, store, settings, credentials, patience, insecure, lookaside }
     }
 
+    fn images(&self) -> Vec<crate::Image> {
+        self.store.list().unwrap().images
+    }
+
     fn registries(&self) -> Registries {
         let (settings, credentials) = (self.settings.clone(), self.credentials.clone());
         let registries = Registries::new(settings, credentials, self.insecure.clone(), self.patience);
@@ -69,7 +73,7 @@ impl Place {
     /// The message of a fetch that must fail and leave nothing.
     fn error(&self, name: &str) -> String {
         let error = self.fetch(name).expect_err("the fetch is refused").to_string();
-        assert!(self.store.list().unwrap().is_empty());
+        assert!(self.images().is_empty());
         self.assert_clean();
         error
     }

@@ -105,7 +105,7 @@ fn an_image_is_found_by_name_labels_and_id() {
     let again = import(&place, &named("1"), &[Member::file("f", "1")]).unwrap();
     assert_eq!((again.id, again.present), (first.id, 1));
     place.store.remove("example.com/app:2", &unused).unwrap();
-    assert_eq!(place.store.list().unwrap().len(), 1);
+    assert_eq!(place.images().len(), 1);
     place.assert_clean();
 }
 
@@ -321,6 +321,6 @@ fn what_is_fetched_must_be_signed() {
     place.file("y.aci.asc", b"no signature");
     let message = with(&place, Some(&keys), |appc| appc.file(&path, None, None)).unwrap_err().to_string();
     assert!(message.contains("b: "), "{message}");
-    assert_eq!(place.store.list().unwrap().len(), 1);
+    assert_eq!(place.images().len(), 1);
     place.assert_clean();
 }

@@ -56,15 +56,17 @@ fn a_name_that_cannot_be_read_is_reported_with_all_else_and_removed_by_repair() 
     fs::remove_file(&blob).unwrap();
     let path = place.store.refs().join("junk");
     fs::write(&path, "junk").unwrap();
-    let error = place.store.list().unwrap_err().to_string();
+    let listing = place.store.list().unwrap();
+    let error = listing.damaged[0].to_string();
     assert!(error.contains("junk") && error.contains("verify --repair"), "{error}");
+    assert_eq!(listing.images.len(), 1, "the others are still there");
     for repair in [false, true] {
         let problems = place.store.verify(repair).unwrap();
         let all: Vec<String> = problems.iter().map(ToString::to_string).collect();
         assert!(all.len() == 2 && all[0].contains("is missing") && all[1].contains("junk"), "{all:?}");
     }
     assert!(!path.exists());
-    assert_eq!(place.store.list().unwrap().len(), 1);
+    assert_eq!(place.images().len(), 1);
     // What a newer podvm has written is not damaged.
     fs::write(&path, r#"{"version": 1000}"#).unwrap();
     assert_eq!(place.store.verify(true).unwrap().len(), 2);
@@ -207,7 +209,7 @@ fn a_disk_that_is_full_at_any_moment_is_named_and_leaves_nothing() {
         match place.import(elsewhere.path()) {
             Ok(_) => {
                 place.assert_clean();
-                let id = place.store.list().unwrap()[0].id;
+                let id = place.images()[0].id;
                 place.store.remove(&id.to_string(), &unused).unwrap();
             }
             Err(error) => {

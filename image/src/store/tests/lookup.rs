@@ -59,7 +59,7 @@ fn a_name_moves_to_the_image_imported_last() {
     let old = place.simple("app", "old").id;
     let new = place.simple("app", "new").id;
     assert_eq!(place.store.resolve("app").unwrap().id, new);
-    let images = place.store.list().unwrap();
+    let images = place.images();
     assert_eq!((images[0].id, images[1].id), (new, old));
     assert!(images[1].names.is_empty(), "the old image stays, without a name");
 }
@@ -76,6 +76,30 @@ fn records_of_a_later_version_and_damaged_ones_are_told_apart() {
         assert!(error.contains(expected), "{error}");
     }
     assert!(place.store.remove("app", &unused).unwrap().image, "a damaged image can be removed");
+}
+
+#[test]
+fn a_damaged_image_does_not_hide_the_others_and_can_be_removed_by_its_id() {
+    let place = Place::new();
+    let (damaged, whole) = (place.simple("damaged", "x").id, place.simple("whole", "y").id);
+    let record = place.store.image_directory(&damaged).join("image.json");
+    let others = fs::read(place.store.image_directory(&whole).join("image.json")).unwrap();
+    for content in [b"{".as_slice(), &others] {
+        fs::remove_file(&record).unwrap();
+        fs::write(&record, content).unwrap();
+        let listing = place.store.list().unwrap();
+        assert_eq!((listing.images.len(), listing.images[0].id), (1, whole));
+        assert!(listing.damaged[0].to_string().contains(&record.display().to_string()), "{listing:?}");
+        assert_eq!(place.store.find(&whole.to_string()).unwrap().names.len(), 1);
+    }
+    place.simple("third", "z");
+    let blobs = place.blobs();
+    assert!(place.store.remove("third", &unused).unwrap().image);
+    assert_eq!(place.blobs(), blobs, "which layers the damaged one needs is not known");
+    place.store.gc(&unused).unwrap_err();
+    assert!(place.store.remove(&damaged.to_string(), &unused).unwrap().image);
+    assert_eq!(place.images().len(), 1);
+    place.assert_clean();
 }
 
 #[test]
@@ -98,7 +122,7 @@ fn the_last_use_of_an_image_is_known() {
     let before = place.store.find("app").unwrap();
     assert_eq!(before.used, before.imported, "it was not used before it came");
     record.set_times(fs::FileTimes::new().set_modified(long_ago + Duration::from_secs(4_000_000_000))).unwrap();
-    assert_eq!(place.store.list().unwrap()[0].used, 5_000_000_000);
+    assert_eq!(place.images()[0].used, 5_000_000_000);
     drop(place.store.resolve("app").unwrap());
     assert!(place.store.find("app").unwrap().used < 5_000_000_000, "it was used now");
 }

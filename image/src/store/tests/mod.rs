@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::{Collected, ImportOptions, Imported, Store, StoreError, Uses};
+use super::{Collected, Image, ImportOptions, Imported, Store, StoreError, Uses};
 use crate::digest::Digest;
 use crate::oci::fixture::{Layout, Packing, config, docker_archive, layer, layout, pack};
 use crate::oci::host_architecture;
@@ -36,6 +36,10 @@ impl Place {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::open(directory.path().join("images")).unwrap();
         Self { directory, store }
+    }
+
+    fn images(&self) -> Vec<Image> {
+        self.store.list().unwrap().images
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -73,7 +77,7 @@ impl Place {
 
     /// Nothing can be found, nothing half-made is left, and what is there is right.
     fn assert_empty(&self) {
-        assert!(self.store.list().unwrap().is_empty());
+        assert!(self.images().is_empty());
         self.assert_clean();
         let refs = fs::read_dir(self.store.refs()).unwrap().count();
         assert_eq!(refs, 0);

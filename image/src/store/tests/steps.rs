@@ -70,7 +70,7 @@ impl Place {
 
     /// Takes away all there is, as a user would.
     fn clear(&self, when: &str) {
-        for image in self.store.list().unwrap() {
+        for image in self.images() {
             self.store.remove(&image.id.to_string(), &unused).unwrap();
         }
         self.settle(when);
