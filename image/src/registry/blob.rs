@@ -228,7 +228,7 @@ impl BlobReader {
                 if start != Some(self.done) {
                     return Err(self.status_error(response));
                 }
-                self.body = Some(Box::new(response.body.into_reader()));
+                self.body = Some(Box::new(response.into_reader()));
             }
             200 => {
                 let length = response.body.content_length();
@@ -236,7 +236,7 @@ impl BlobReader {
                     let (what, host) = (self.blob.name(), self.host());
                     return Err(RegistryError::Size { what, host, expected: size, actual });
                 }
-                let mut body = response.body.into_reader();
+                let mut body = response.into_reader();
                 // It does not know ranges: what is there already comes again.
                 let skipped = io::copy(&mut body.by_ref().take(self.done), &mut io::sink());
                 if skipped.is_ok_and(|skipped| skipped == self.done) {

@@ -14,6 +14,7 @@ use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, Body};
 
 use super::error::RegistryError;
+use super::pace::Paced;
 use super::settings::{HostSettings, Insecure, Patience, RegistrySettings};
 use super::url::Url;
 
@@ -60,6 +61,8 @@ pub struct Response {
     pub body: Body,
     /// Who answered, after redirects.
     pub url: Url,
+    /// How long a certain part of the body may take.
+    patience: Duration,
 }
 
 impl Response {
@@ -67,11 +70,16 @@ impl Response {
         self.headers.get(name)?.to_str().ok()
     }
 
+    /// The body, which must not come too slowly.
+    pub fn into_reader(self) -> impl Read + Send + use<> {
+        Paced::new(self.body.into_reader(), self.patience)
+    }
+
     /// All of a small body; `None` when it is larger than `most`.
-    pub fn read(mut self, most: u64) -> Result<Option<Vec<u8>>, RegistryError> {
-        let mut bytes = Vec::new();
-        let read = self.body.as_reader().take(most + 1).read_to_end(&mut bytes);
-        read.map_err(|error| RegistryError::Connect { url: self.url.to_string(), what: error.to_string() })?;
+    pub fn read(self, most: u64) -> Result<Option<Vec<u8>>, RegistryError> {
+        let (url, mut bytes) = (self.url.to_string(), Vec::new());
+        let read = self.into_reader().take(most + 1).read_to_end(&mut bytes);
+        read.map_err(|error| RegistryError::Connect { url, what: error.to_string() })?;
         Ok((bytes.len() as u64 <= most).then_some(bytes))
     }
 
@@ -261,7 +269,8 @@ impl Http {
         };
         let response = sent.map_err(|error| explain(url, &error))?;
         let (parts, body) = response.into_parts();
-        Ok(Response { status: parts.status.as_u16(), headers: parts.headers, body, url: url.clone() })
+        let (status, patience) = (parts.status.as_u16(), self.patience.read);
+        Ok(Response { status, headers: parts.headers, body, url: url.clone(), patience })
     }
 }
 

@@ -18,6 +18,7 @@ mod error;
 mod http;
 mod image;
 mod lookaside;
+mod pace;
 mod repository;
 mod settings;
 mod signatures;

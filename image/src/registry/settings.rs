@@ -109,7 +109,7 @@ pub enum Insecure {
 pub struct Patience {
     /// For a connection, with all addresses of a host together.
     pub connect: Duration,
-    /// For an answer to begin, and for each further piece of it.
+    /// For an answer to begin, for each further piece of it, and for each further 64 KiB.
     pub read: Duration,
     /// Before the second attempt; doubled before each further one.
     pub backoff: Duration,

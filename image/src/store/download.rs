@@ -221,7 +221,7 @@ impl Transfer<'_> {
             self.progress.event(Event::Start { layer: 0, diff_id, bytes });
             self.progress.event(Event::Read { layer: 0, bytes: self.done });
         }
-        let mut body = response.body.into_reader();
+        let mut body = response.into_reader();
         let mut piece = vec![0; PIECE];
         loop {
             let n = match body.read(&mut piece) {

@@ -42,6 +42,8 @@ pub struct Reply {
     pub length: Option<u64>,
     /// After so many bytes of the body, the connection stands still for so long and ends.
     pub stall: Option<(usize, Duration)>,
+    /// The wait before each byte of the body.
+    pub drip: Option<Duration>,
     /// The body comes again and again.
     pub endless: bool,
 }
@@ -49,7 +51,7 @@ pub struct Reply {
 impl Reply {
     pub fn new(status: u16, body: impl Into<Vec<u8>>) -> Self {
         let (headers, body) = (Vec::new(), body.into());
-        Self { status, headers, body, length: None, stall: None, endless: false }
+        Self { status, headers, body, length: None, stall: None, drip: None, endless: false }
     }
 
     pub fn header(mut self, name: &str, value: impl ToString) -> Self {
@@ -180,6 +182,13 @@ fn send(stream: &mut TcpStream, seen: &Seen, reply: &Reply) -> std::io::Result<b
         stream.flush()?;
         thread::sleep(wait);
         return Ok(false);
+    }
+    if let Some(wait) = reply.drip {
+        for byte in &reply.body {
+            thread::sleep(wait);
+            stream.write_all(&[*byte])?;
+        }
+        return Ok(true);
     }
     stream.write_all(&reply.body)?;
     if reply.endless {

@@ -64,6 +64,21 @@ fn without_any_progress_it_is_over_after_some_attempts() {
 }
 
 #[test]
+fn what_comes_a_byte_at_a_time_is_given_up() {
+    let drip = |reply: Reply| Reply { drip: Some(Duration::from_millis(100)), ..reply };
+    let (server, digest) = with_layer_answers(move |_, seen, bytes| drip(Reply::part(seen, bytes)));
+    let start = std::time::Instant::now();
+    let error = Place::new().error(&format!("{}/app", server.host()));
+    assert!(error.contains("4 times"), "{error}");
+    assert_eq!(server.count(&digest.hex()), 4);
+    let (content, _) = Content::image(Packing::Plain, &[layer("small")]);
+    let server = Server::start(move |seen| drip(content.answer(seen)));
+    let error = Place::new().error(&format!("{}/app", server.host()));
+    assert!(error.contains("too slowly"), "{error}");
+    assert!(start.elapsed() < Duration::from_secs(20));
+}
+
+#[test]
 fn passing_errors_are_asked_again_and_waits_are_kept() {
     let (server, layer) = with_layer_answers(|number, seen, bytes| match number {
         0 => Reply::new(503, ""),
