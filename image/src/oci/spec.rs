@@ -173,6 +173,9 @@ pub struct ImageConfig {
     /// The signal that asks the app to end, by name or number; empty for SIGTERM.
     #[serde(deserialize_with = "or_default")]
     pub stop_signal: String,
+    /// What texts of commands are given to, docker's `SHELL`; empty for `/bin/sh -c`.
+    #[serde(deserialize_with = "or_default", skip_serializing_if = "Vec::is_empty")]
+    pub shell: Vec<String>,
     /// Free text.
     #[serde(deserialize_with = "or_default")]
     pub labels: BTreeMap<String, String>,

@@ -20,8 +20,9 @@ pub fn health(args: &AppArgs, image: &ImageSettings) -> Result<Option<HealthChec
     let of_image = image.health.clone().unwrap_or_default();
     let exec = match args.health_cmd.as_deref() {
         Some(command) if command.eq_ignore_ascii_case(NONE) => None,
-        Some(command) => Some(shell(command)),
-        None => command(&of_image).map_err(|what| PrepareError::Image { image: image.image.name.clone(), what })?,
+        Some(text) => Some(shell(&image.shell, text)),
+        None => command(&of_image, &image.shell)
+            .map_err(|what| PrepareError::Image { image: image.image.name.clone(), what })?,
     };
     let settings = [args.health_interval, args.health_timeout, args.health_start_period];
     let Some(exec) = exec else {
@@ -50,16 +51,19 @@ fn nanoseconds(length: Option<i64>) -> Option<Duration> {
     length.and_then(|length| length.try_into().ok()).filter(|length| *length > 0).map(Duration::from_nanos)
 }
 
-fn shell(command: &str) -> Vec<String> {
-    ["/bin/sh", "-c", command].map(String::from).into()
+/// The words by which a shell runs a text: the image's own shell, or `/bin/sh`.
+fn shell(own: &[String], text: &str) -> Vec<String> {
+    let mut words = if own.is_empty() { ["/bin/sh", "-c"].map(String::from).into() } else { own.to_vec() };
+    words.push(text.to_owned());
+    words
 }
 
 /// The words of an image's test: `NONE`, `CMD` with words, or `CMD-SHELL` with a text.
-fn command(health: &ImageHealthcheck) -> Result<Option<Vec<String>>, String> {
+fn command(health: &ImageHealthcheck, own_shell: &[String]) -> Result<Option<Vec<String>>, String> {
     match health.test.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         [] | ["NONE"] | ["CMD"] => Ok(None),
         ["CMD", words @ ..] => Ok(Some(words.iter().map(ToString::to_string).collect())),
-        ["CMD-SHELL", text] => Ok(Some(shell(text))),
+        ["CMD-SHELL", text] => Ok(Some(shell(own_shell, text))),
         [kind, ..] => Err(format!("its health check begins with {kind:?}; CMD, CMD-SHELL and NONE are known")),
     }
 }
@@ -70,7 +74,7 @@ mod tests {
 
     fn words(test: &[&str]) -> Result<Option<Vec<String>>, String> {
         let test = test.iter().map(ToString::to_string).collect();
-        command(&ImageHealthcheck { test, ..ImageHealthcheck::default() })
+        command(&ImageHealthcheck { test, ..ImageHealthcheck::default() }, &[])
     }
 
     #[test]
@@ -78,7 +82,9 @@ mod tests {
         assert_eq!(words(&[]), Ok(None));
         assert_eq!(words(&["NONE"]), Ok(None));
         assert_eq!(words(&["CMD", "curl", "-f"]), Ok(Some(vec!["curl".into(), "-f".into()])));
-        assert_eq!(words(&["CMD-SHELL", "a | b"]), Ok(Some(shell("a | b"))));
+        assert_eq!(words(&["CMD-SHELL", "a | b"]), Ok(Some(["/bin/sh", "-c", "a | b"].map(String::from).into())));
+        let own = ["/bin/bash".to_owned(), "-ec".to_owned()];
+        assert_eq!(shell(&own, "a | b"), ["/bin/bash", "-ec", "a | b"]);
         assert!(words(&["curl"]).unwrap_err().contains("curl"));
     }
 }

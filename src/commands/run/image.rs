@@ -72,6 +72,8 @@ pub struct ImageSettings {
     pub stop_signal: Option<String>,
     /// How it is found well.
     pub health: Option<ImageHealthcheck>,
+    /// What texts of commands are given to, if not `/bin/sh -c`.
+    pub shell: Vec<String>,
     /// Ports.
     pub ports: Vec<DeclaredPort>,
     /// Volumes.
@@ -102,6 +104,7 @@ impl ImageSettings {
             user: UserSpec::default(),
             stop_signal: None,
             health: None,
+            shell: Vec::new(),
             ports: Vec::new(),
             volumes: Vec::new(),
             supplementary_gids: Vec::new(),
@@ -134,6 +137,7 @@ impl ImageSettings {
             user: UserSpec::from(config.user.as_str()),
             stop_signal: given(&config.stop_signal),
             health: config.healthcheck.clone(),
+            shell: config.shell.clone(),
             ..Self::plain(image)
         };
         for (label, value) in &config.labels {
