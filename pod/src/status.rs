@@ -99,12 +99,15 @@ pub struct AppStatus {
     /// Whether it is well; none when it is not looked at.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health: Option<Health>,
+    /// How its last health check failed, and the last of what that said; none when it found the app well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health_failure: Option<String>,
 }
 
 impl AppStatus {
     /// An app in this state, of which nothing else is known.
     pub fn new(name: AppName, state: AppState) -> Self {
-        Self { name, state, restarts: 0, paused: false, health: None }
+        Self { name, state, restarts: 0, paused: false, health: None, health_failure: None }
     }
 
     /// Whether it does its work, as far as can be told from outside: it runs and, if it is looked at, is well.

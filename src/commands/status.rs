@@ -51,7 +51,11 @@ fn wait_until_ready(dir: &PodDir) -> Result<()> {
         match dir.state()? {
             (PodState::Running, Phase::Running { apps, .. }) => {
                 if let Some(app) = apps.iter().find(|app| app.health == Some(Health::Unhealthy)) {
-                    bail!("pod {uuid}: app {} is unhealthy; `podvm logs {uuid}` shows what it says", app.name);
+                    let failure = app.health_failure.as_deref().unwrap_or("no check has found it well");
+                    bail!(
+                        "pod {uuid}: app {} is unhealthy ({failure}); `podvm logs {uuid}` shows what it says",
+                        app.name
+                    );
                 }
                 if apps.iter().all(|app| app.is_ready()) {
                     return Ok(());
@@ -92,7 +96,13 @@ fn as_text(pod: &PodSummary) -> String {
         }
     }
     let apps = pod.apps.iter().map(|app| [app.name.to_string(), app.image.clone(), app_state_text(app)]);
-    text + "\n" + &table(["app", "image", "state"], apps)
+    text = text + "\n" + &table(["app", "image", "state"], apps);
+    for app in &pod.apps {
+        if let Some(failure) = &app.health_failure {
+            let _ = writeln!(text, "\nlast health check of {}: {}", app.name, failure.replace('\n', " "));
+        }
+    }
+    text
 }
 
 #[cfg(test)]
@@ -127,6 +137,7 @@ mod tests {
                 restarts: 0,
                 paused: false,
                 health: None,
+                health_failure: None,
             }],
         };
         let text = as_text(&pod);

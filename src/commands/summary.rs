@@ -72,6 +72,9 @@ pub struct AppSummary {
     /// Whether it is well, while it is looked at.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub health: Option<Health>,
+    /// How its last health check failed, and the last of what that said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub health_failure: Option<String>,
 }
 
 impl PodSummary {
@@ -128,9 +131,10 @@ impl PodSummary {
             .map(|app| {
                 let status = states.iter().find(|status| status.name == app.name);
                 let status = status.cloned().unwrap_or_else(|| AppStatus::new(app.name.clone(), AppState::Waiting));
-                let AppStatus { name, state, restarts, paused, health } = status;
+                let AppStatus { name, state, restarts, paused, health, health_failure } = status;
                 let exit_code = state.exit_code();
-                AppSummary { name, image: app.image.name, exit_code, state, restarts, paused, health }
+                let image = app.image.name;
+                AppSummary { name, image, exit_code, state, restarts, paused, health, health_failure }
             })
             .collect();
         Ok(summary)
@@ -215,6 +219,7 @@ mod tests {
             restarts,
             paused,
             health,
+            health_failure: None,
         };
         let killed = AppState::Exited { status: ExitStatus::Signaled(9), oom_killed: true };
         assert_eq!(app_state_text(&app(killed, 0, false, None)), "killed by signal 9, out of memory");

@@ -10,7 +10,7 @@ use podvm_pod::protocol::{Event, ExecSpec, ProcessId};
 use podvm_pod::status::{AppState, ExitStatus, Health};
 
 use super::Supervisor;
-use super::process::State;
+use super::process::{Process, State};
 use crate::app::Job;
 
 /// Longest time between two checks of an app that was not found well yet.
@@ -27,6 +27,8 @@ pub struct Watch {
     counts_from: Instant,
     /// When the next check is due, unless one runs.
     next: Instant,
+    /// How the last check failed, and what it said; none when it found the app well.
+    failure: Option<String>,
     /// The check that runs, and when it has failed for taking too long.
     running: Option<(ProcessId, Instant)>,
 }
@@ -42,6 +44,7 @@ impl Watch {
             failures: 0,
             counts_from: now + patience,
             next: now,
+            failure: None,
             running: None,
         };
         watch.next = now + watch.pause();
@@ -51,6 +54,11 @@ impl Watch {
     /// Whether the app is well.
     pub fn health(&self) -> Health {
         self.health
+    }
+
+    /// How the last check failed, and what it said; none when it found the app well.
+    pub fn failure(&self) -> Option<&str> {
+        self.failure.as_deref()
     }
 
     /// When it wants to be looked at.
@@ -72,11 +80,12 @@ impl Watch {
         self.running = Some((process, now + Duration::from_millis(self.check.timeout_ms)));
     }
 
-    /// Takes the result of a check; true when the app's health has changed.
-    fn conclude(&mut self, is_well: bool, now: Instant) -> bool {
-        let before = self.health;
+    /// Takes the result of a check, or how it failed; true when that is news.
+    fn conclude(&mut self, result: Result<(), String>, now: Instant) -> bool {
+        let before = (self.health, self.failure.take());
         self.running = None;
-        if is_well {
+        self.failure = result.err();
+        if self.failure.is_none() {
             (self.health, self.failures) = (Health::Healthy, 0);
         } else if self.health != Health::Starting || now >= self.counts_from {
             self.failures = self.failures.saturating_add(1);
@@ -85,7 +94,7 @@ impl Watch {
             }
         }
         self.next = now + self.pause();
-        self.health != before
+        before != (self.health, self.failure.clone())
     }
 }
 
@@ -101,12 +110,13 @@ impl Supervisor {
         };
         let due: Vec<usize> = (0..pod.apps.len()).filter(is_due).collect();
         for index in due {
-            match self.pod.as_ref().and_then(|pod| pod.apps[index].watch.as_ref()?.running) {
-                Some((process, _)) => {
+            match self.watch(index).and_then(|watch| Some((watch.running?.0, watch.check.timeout_ms))) {
+                Some((process, limit)) => {
                     if let Some(process) = self.processes.get(process) {
                         process.kill_session();
                     }
-                    self.health_known(index, false);
+                    let failure = self.with_output(process, format!("not over after {} s", limit as f64 / 1000.0));
+                    self.health_known(index, Err(failure));
                 }
                 None => self.start_check(index, now),
             }
@@ -129,21 +139,20 @@ impl Supervisor {
         match self.launch_beside(index, &Job::Exec(Box::new(spec))) {
             Ok(id) => {
                 if let Some(process) = self.processes.get_mut(id) {
-                    process.ignore_output();
+                    process.keep_output();
                 }
                 if let Some(watch) = self.watch(index) {
                     watch.began(id, now);
                 }
             }
-            Err(_) => self.health_known(index, false),
+            Err(error) => self.health_known(index, Err(error.to_string())),
         }
     }
 
     /// A process has changed that may be a check.
     pub(super) fn check_changed(&mut self, id: ProcessId) {
-        let Some(process) = self.processes.get_mut(id) else { return };
-        let index = process.app;
-        let state = process.state.clone();
+        let Some(process) = self.processes.get(id) else { return };
+        let (index, state) = (process.app, process.state.clone());
         if self.watch(index).and_then(|watch| watch.running).is_none_or(|(running, _)| running != id) {
             return;
         }
@@ -153,9 +162,21 @@ impl Supervisor {
                     process.go();
                 }
             }
-            State::Ended(status) => self.health_known(index, status == ExitStatus::Exited(0)),
-            State::Failed { .. } => self.health_known(index, false),
+            State::Ended(ExitStatus::Exited(0)) => self.health_known(index, Ok(())),
+            State::Ended(status) => {
+                let failure = self.with_output(id, status.to_string());
+                self.health_known(index, Err(failure));
+            }
+            State::Failed { message, .. } => self.health_known(index, Err(message)),
             State::SettingUp | State::Starting | State::Running => {}
+        }
+    }
+
+    /// How a check failed, with the last of what it said.
+    fn with_output(&mut self, check: ProcessId, failure: String) -> String {
+        match self.processes.get_mut(check).map(Process::kept_output).unwrap_or_default() {
+            output if output.is_empty() => failure,
+            output => format!("{failure}: {output}"),
         }
     }
 
@@ -163,8 +184,8 @@ impl Supervisor {
         self.pod.as_mut().and_then(|pod| pod.apps[index].watch.as_mut())
     }
 
-    fn health_known(&mut self, index: usize, is_well: bool) {
-        if self.watch(index).is_some_and(|watch| watch.conclude(is_well, Instant::now()))
+    fn health_known(&mut self, index: usize, result: Result<(), String>) {
+        if self.watch(index).is_some_and(|watch| watch.conclude(result, Instant::now()))
             && let Some(pod) = &self.pod
         {
             let status = pod.apps[index].status();
@@ -177,6 +198,8 @@ impl Supervisor {
 mod tests {
     use super::*;
 
+    const FAILED: fn() -> Result<(), String> = || Err("exited with 1".into());
+
     fn watch(start_period_ms: u64) -> Watch {
         let (interval_ms, timeout_ms, retries) = (1000, 1000, 2);
         Watch::new(HealthCheck { exec: vec!["true".into()], interval_ms, timeout_ms, start_period_ms, retries })
@@ -186,26 +209,30 @@ mod tests {
     fn failures_count_when_the_start_is_over_and_success_forgives_them() {
         let mut watch = watch(5000);
         let (early, late) = (Instant::now() + Duration::from_secs(1), Instant::now() + Duration::from_secs(6));
+        assert!(watch.conclude(FAILED(), early), "how it failed is news");
         for _ in 0..5 {
-            assert!(!watch.conclude(false, early));
+            assert!(!watch.conclude(FAILED(), early));
         }
-        assert_eq!(watch.health(), Health::Starting);
-        assert!(!watch.conclude(false, late));
-        assert!(watch.conclude(false, late));
+        assert_eq!((watch.health(), watch.failure()), (Health::Starting, Some("exited with 1")));
+        assert!(!watch.conclude(FAILED(), late));
+        assert!(watch.conclude(FAILED(), late));
         assert_eq!(watch.health(), Health::Unhealthy);
-        assert!(watch.conclude(true, late));
-        assert!(!watch.conclude(false, late));
+        assert!(watch.conclude(Err("killed by signal 9".into()), late));
+        assert!(watch.conclude(Ok(()), late));
+        assert_eq!((watch.health(), watch.failure()), (Health::Healthy, None));
+        assert!(watch.conclude(FAILED(), late));
         assert_eq!(watch.health(), Health::Healthy);
-        assert!(watch.conclude(false, late));
+        assert!(watch.conclude(FAILED(), late));
+        assert_eq!(watch.health(), Health::Unhealthy);
     }
 
     #[test]
     fn an_app_that_was_well_once_has_no_start_period_any_more() {
         let mut watch = watch(60_000);
         let now = Instant::now();
-        assert!(watch.conclude(true, now));
-        assert!(!watch.conclude(false, now));
-        assert!(watch.conclude(false, now));
+        assert!(watch.conclude(Ok(()), now));
+        watch.conclude(FAILED(), now);
+        assert!(watch.conclude(FAILED(), now));
         assert_eq!(watch.health(), Health::Unhealthy);
     }
 }

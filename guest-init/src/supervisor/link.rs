@@ -24,6 +24,8 @@ pub enum Stream {
     Linked(Link),
     /// Its client went away: output goes nowhere, so that the process is not stopped for good.
     Draining(OwnedFd),
+    /// Nobody wants all of its output; the last of it is kept.
+    Kept(OwnedFd),
     /// Over.
     Ended,
 }
@@ -226,6 +228,13 @@ pub fn drain(process: BorrowedFd<'_>) -> Alive {
     pull(process, &mut ignored) == Pulled::Some
 }
 
+/// Reads what a process wrote and keeps the last `most` bytes of all; false when there is no more to come.
+pub fn keep_last(process: BorrowedFd<'_>, kept: &mut Vec<u8>, most: usize) -> Alive {
+    let pulled = pull(process, kept);
+    kept.drain(..kept.len().saturating_sub(most));
+    pulled == Pulled::Some
+}
+
 #[derive(Debug, PartialEq, Eq)]
 enum Pulled {
     /// Something, or nothing for now.
@@ -354,6 +363,18 @@ mod tests {
         let source = link.into_source().unwrap();
         drop(process);
         assert!(!drain(source.as_fd()));
+        let (source, mut process) = std::io::pipe().unwrap();
+        let mut kept = Vec::new();
+        for written in [&b"begin"[..], &[b'x'; 9000], b"end"] {
+            process.write_all(written).unwrap();
+        }
+        assert!(keep_last(source.as_fd(), &mut kept, 6));
+        assert_eq!(kept, b"xxxend");
+        process.write_all(b"!").unwrap();
+        drop(process);
+        assert!(keep_last(source.as_fd(), &mut kept, 6));
+        assert!(!keep_last(source.as_fd(), &mut kept, 6));
+        assert_eq!(kept, b"xxend!");
     }
 
     #[test]

@@ -64,13 +64,14 @@ impl RunningApp {
 
     /// Its state as it is told.
     pub fn status(&self) -> AppStatus {
-        let runs = matches!(self.state, AppState::Running { .. });
+        let watch = self.watch.as_ref().filter(|_| matches!(self.state, AppState::Running { .. }));
         AppStatus {
             name: self.name.clone(),
             state: self.state.clone(),
             restarts: self.restarts.count,
             paused: self.paused,
-            health: self.watch.as_ref().filter(|_| runs).map(Watch::health),
+            health: watch.map(Watch::health),
+            health_failure: watch.and_then(Watch::failure).map(String::from),
         }
     }
 

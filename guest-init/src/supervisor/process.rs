@@ -12,7 +12,7 @@ use podvm_pod::status::ExitStatus;
 use rustix::event::PollFlags;
 
 use super::framed::Framed;
-use super::link::{Link, Progress, Stream, drain};
+use super::link::{Link, Progress, Stream, drain, keep_last};
 use crate::app::control::{self, Report};
 use crate::app::launch::Launched;
 use crate::processes;
@@ -22,6 +22,8 @@ use crate::sys::socket::set_nonblocking;
 pub const MAX_EXECS: usize = 128;
 /// Most ended processes that are remembered, so that a client that is late can still ask how they ended.
 const MAX_REMEMBERED: usize = 64;
+/// Most bytes of output that are kept of a process whose output nobody reads.
+const MAX_KEPT: usize = 512;
 /// How long an exec'd process waits to be started.
 const START_WITHIN: Duration = Duration::from_secs(30);
 
@@ -65,6 +67,8 @@ pub struct Process {
     terminal: Option<OwnedFd>,
     start_by: Option<Instant>,
     reaped: bool,
+    /// The last of its output, if nobody reads it.
+    kept: Vec<u8>,
 }
 
 impl Process {
@@ -84,6 +88,7 @@ impl Process {
             terminal: None,
             start_by: (!main).then(|| Instant::now() + START_WITHIN),
             reaped: false,
+            kept: Vec::new(),
         };
         for (kind, pipe) in pipes {
             pipe.into_iter().for_each(|pipe| process.add_stream(kind, Stream::Waiting(pipe)));
@@ -245,13 +250,23 @@ impl Process {
         Ok(())
     }
 
-    /// Nobody wants its output.
-    pub fn ignore_output(&mut self) {
+    /// Nobody reads its output; the last of it is kept.
+    pub fn keep_output(&mut self) {
         for (_, stream) in self.streams.values_mut().filter(|(kind, _)| *kind != StreamKind::Stdin) {
             if let Stream::Waiting(source) = std::mem::replace(stream, Stream::Ended) {
-                *stream = Stream::Draining(source);
+                *stream = Stream::Kept(source);
             }
         }
+    }
+
+    /// The last of its output, with what of it has not been read yet, without space at the ends.
+    pub fn kept_output(&mut self) -> String {
+        let kept: Vec<usize> =
+            self.streams.iter().filter(|(_, (_, stream))| matches!(stream, Stream::Kept(_))).map(|(n, _)| *n).collect();
+        for number in kept {
+            self.serve_stream(number, PollFlags::empty(), PollFlags::IN);
+        }
+        String::from_utf8_lossy(&self.kept).trim().to_owned()
     }
 
     /// Closes an output stream: the process learns that nobody reads it when it writes again. Closing its terminal hangs up.
@@ -278,7 +293,7 @@ impl Process {
         self.streams.iter().flat_map(|(number, (_, stream))| {
             let (client, process) = match stream {
                 Stream::Linked(link) => (link.client_interest(), link.process_interest()),
-                Stream::Draining(process) => (None, Some((process.as_fd(), PollFlags::IN))),
+                Stream::Draining(process) | Stream::Kept(process) => (None, Some((process.as_fd(), PollFlags::IN))),
                 Stream::Waiting(_) | Stream::Ended => (None, None),
             };
             let client = client.map(|(fd, flags)| (*number, true, fd, flags));
@@ -301,6 +316,11 @@ impl Process {
             },
             Stream::Draining(process) => {
                 if !drain(process.as_fd()) {
+                    *stream = Stream::Ended;
+                }
+            }
+            Stream::Kept(process) => {
+                if !keep_last(process.as_fd(), &mut self.kept, MAX_KEPT) {
                     *stream = Stream::Ended;
                 }
             }

@@ -17,7 +17,8 @@ fn start(host: &Host, options: &[&str], script: &str) -> String {
 #[test]
 fn an_app_is_waited_for_until_it_is_healthy() {
     let host = Host::new();
-    let options = ["--health-cmd=test -e /up", "--health-interval=300ms", "--health-start-period=60s"];
+    let command = "--health-cmd=ls /up || { echo it is down >&2; exit 3; }";
+    let options = [command, "--health-interval=300ms", "--health-start-period=60s"];
     let pod = start(&host, &options, "sleep 2; touch /up; trap exit TERM; sleep 600 & wait");
     host.podvm(["status", &pod]).run().expect_code(0).expect_stdout("running, starting");
     host.podvm(["status", "--wait-ready", &pod]).time_limit(A_WHILE).run().expect_code(0).expect_stdout("healthy");
@@ -26,11 +27,14 @@ fn an_app_is_waited_for_until_it_is_healthy() {
         host.podvm(["status", &pod]).run().stdout.contains("unhealthy").then_some(())
     });
     let refused = host.podvm(["status", "--wait-ready", &pod]).run().expect_code(254);
-    refused.expect_stderr("unhealthy");
+    refused.expect_stderr("unhealthy").expect_stderr("exited with 3").expect_stderr("it is down");
+    host.podvm(["status", &pod]).run().expect_stdout("last health check of busybox: exited with 3: ls: /up");
     host.podvm(["exec", &pod, "--", "touch", "/up"]).run().expect_code(0);
     wait_for("the app is found healthy again", A_WHILE, || {
         host.podvm(["status", &pod]).run().stdout.contains(", healthy").then_some(())
     });
+    let status = host.podvm(["status", &pod]).run().expect_code(0);
+    assert!(!status.stdout.contains("last health check"), "{status}");
 }
 
 #[test]
