@@ -170,17 +170,27 @@ impl Disk {
         }
     }
 
+    /// Gives a range's room back to the host where that can be done. It reads as zeroes then, or else as before.
+    pub(super) fn discard(&self, offset: u64, length: u64) -> io::Result<()> {
+        self.punch(offset, length).map(drop)
+    }
+
     /// Makes a range zeroes, and gives its room back to the host where that can be done.
-    pub(super) fn punch(&self, offset: u64, length: u64) -> io::Result<()> {
+    pub(super) fn zero(&self, offset: u64, length: u64) -> io::Result<()> {
+        if self.punch(offset, length)? { Ok(()) } else { write_zeroes(self.writable_file()?, offset, length) }
+    }
+
+    /// Makes a hole; false where the host's filesystem has none.
+    fn punch(&self, offset: u64, length: u64) -> io::Result<bool> {
         let file = self.writable_file()?;
         let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
         // SAFETY: the call takes no pointers.
         let result = unsafe { libc::fallocate(file.as_raw_fd(), mode, offset as i64, length as i64) };
         if result == 0 {
-            return Ok(());
+            return Ok(true);
         }
         match io::Error::last_os_error() {
-            error if error.raw_os_error() == Some(libc::EOPNOTSUPP) => write_zeroes(file, offset, length),
+            error if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(false),
             error => Err(error),
         }
     }

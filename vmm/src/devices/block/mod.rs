@@ -68,9 +68,10 @@ impl VirtioDevice for Block {
         config.extend([0; 12]); // block size, topology: what is usual
         config.extend([1, 0]); // writeback
         config.extend(1_u16.to_le_bytes()); // queues
-        let sectors = (request::MAX_RANGE_BYTES / SECTOR_BYTES) as u32;
+        let [discarded, zeroed] =
+            [request::MAX_DISCARD_BYTES, request::MAX_ZEROES_BYTES].map(|most| (most / SECTOR_BYTES) as u32);
         let alignment = (DISCARD_ALIGNMENT_BYTES / SECTOR_BYTES) as u32;
-        for field in [sectors, request::MAX_RANGES, alignment, sectors, request::MAX_RANGES] {
+        for field in [discarded, request::MAX_RANGES, alignment, zeroed, request::MAX_RANGES] {
             config.extend(field.to_le_bytes());
         }
         config.extend([1, 0, 0, 0]); // zeroing may unmap

@@ -1,5 +1,7 @@
 //! A request: header, data, status (virtio 1.2, section 5.2.6).
 
+use std::io;
+
 use vm_memory::ByteValued;
 
 use super::SECTOR_BYTES;
@@ -10,8 +12,10 @@ use crate::virtio::chain::{Buffers, DescriptorChain};
 const MAX_DATA_BYTES: u64 = 64 << 20;
 /// Most ranges that one discard or zeroing request names.
 pub(super) const MAX_RANGES: u32 = 16;
-/// Most bytes of one such range.
-pub(super) const MAX_RANGE_BYTES: u64 = 1 << 30;
+/// Most bytes of one range to be discarded, which takes no time or is not done.
+pub(super) const MAX_DISCARD_BYTES: u64 = 1 << 30;
+/// Most bytes of one range to be zeroed: on some filesystems they have to be written.
+pub(super) const MAX_ZEROES_BYTES: u64 = MAX_DATA_BYTES / MAX_RANGES as u64;
 /// Length of the disk's identity in bytes, padded with zeroes.
 const ID_BYTES: usize = 20;
 
@@ -100,7 +104,8 @@ fn execute(disk: &Disk, id: &str, header: &Header, input: Buffers<'_>, output: B
             Ok(output.copy_from(&bytes) as u32)
         }
         DISCARD | WRITE_ZEROES if disk.is_read_only() => Err(Status::IoError),
-        DISCARD | WRITE_ZEROES => punch_ranges(disk, input),
+        DISCARD => each_range(disk, input, MAX_DISCARD_BYTES, |offset, length| disk.discard(offset, length)),
+        WRITE_ZEROES => each_range(disk, input, MAX_ZEROES_BYTES, |offset, length| disk.zero(offset, length)),
         _ => Err(Status::Unsupported),
     }
 }
@@ -119,8 +124,12 @@ fn range_within(disk: &Disk, sector: u64, length: u64) -> Option<u64> {
     (end <= disk.size() && length.is_multiple_of(SECTOR_BYTES)).then_some(offset)
 }
 
-/// Discarding and zeroing do the same: what is discarded reads as zeroes here.
-fn punch_ranges(disk: &Disk, mut input: Buffers<'_>) -> Result<u32, Status> {
+fn each_range(
+    disk: &Disk,
+    mut input: Buffers<'_>,
+    most: u64,
+    treat: impl Fn(u64, u64) -> io::Result<()>,
+) -> Result<u32, Status> {
     let count = input.len() / size_of::<Range>();
     if count > MAX_RANGES as usize || !input.len().is_multiple_of(size_of::<Range>()) {
         return Err(Status::Unsupported);
@@ -128,12 +137,12 @@ fn punch_ranges(disk: &Disk, mut input: Buffers<'_>) -> Result<u32, Status> {
     for _ in 0..count {
         let range = input.read_object::<Range>().ok_or(Status::IoError)?;
         let length = u64::from(range.sectors) * SECTOR_BYTES;
-        if length > MAX_RANGE_BYTES {
+        if length > most {
             return Err(Status::IoError);
         }
         let offset = range_within(disk, range.sector, length).ok_or(Status::IoError)?;
         if length > 0 {
-            disk.punch(offset, length)?;
+            treat(offset, length)?;
         }
     }
     Ok(0)

@@ -131,6 +131,11 @@ impl Connection {
         self.opening != Some(Op::Request)
     }
 
+    /// Whether it was asked for by one who is gone, and the guest has not answered yet.
+    pub fn is_forsaken(&self) -> bool {
+        self.hung_up && matches!(self.phase, Phase::Requested { .. })
+    }
+
     /// Whether the guest will neither send nor receive any more.
     pub fn is_over_for_guest(&self) -> bool {
         self.guest_shutdown == SHUTDOWN_BOTH

@@ -162,6 +162,9 @@ impl Mux {
     }
 
     fn insert(&mut self, slot: Slot, fd: RawFd, watches: &mut Watches<'_, '_>) -> Option<usize> {
+        if self.free.is_empty() && self.slots.len() >= MAX_STREAMS {
+            self.end_forsaken(watches);
+        }
         let index = match self.free.pop() {
             Some(index) => index,
             None if self.slots.len() < MAX_STREAMS => {
@@ -177,6 +180,16 @@ impl Mux {
         }
         self.slots[index] = slot;
         Some(index)
+    }
+
+    /// Ends what the guest was asked for, has not answered, and nobody waits for any more: a guest that never answers is not to use up
+    /// all streams.
+    fn end_forsaken(&mut self, watches: &mut Watches<'_, '_>) {
+        for index in 0..self.slots.len() {
+            if matches!(&self.slots[index], Slot::Connected { connection, .. } if connection.is_forsaken()) {
+                self.end(index, watches);
+            }
+        }
     }
 
     fn token(&self, index: usize) -> u32 {

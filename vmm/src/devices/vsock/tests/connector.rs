@@ -37,6 +37,33 @@ fn what_was_written_before_leaving_is_delivered() {
     assert_eq!(guest.expect(Op::Shutdown).flags, SHUTDOWN_BOTH);
 }
 
+/// Sees to it that this process may have so many open files, if its hard limit lets it.
+fn allow_descriptors(count: u64) {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the kernel writes one rlimit there.
+    assert_eq!(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) }, 0);
+    limit.rlim_cur = limit.rlim_cur.max(count.min(limit.rlim_max));
+    // SAFETY: the kernel reads one rlimit from there.
+    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) }, 0);
+}
+
+#[test]
+fn a_guest_that_never_answers_can_still_be_asked() {
+    let device = Vsock::new(VsockConfig::new(CID)).unwrap();
+    let connector = device.connector();
+    let mut guest = Guest::with(device);
+    guest.offer(64);
+    allow_descriptors(2 * mux::MAX_STREAMS as u64);
+    for _ in 0..mux::MAX_STREAMS {
+        drop(connector.connect(9).unwrap());
+        guest.expect(Op::Request);
+    }
+    let _stream = connector.connect(9).unwrap();
+    let request = guest.expect(Op::Request);
+    guest.send(packet(Op::Response, 9, request.src_port - 1), &[]);
+    assert_eq!(guest.expect(Op::Reset).dst_port, 9, "those that nobody waits for are over");
+}
+
 #[test]
 fn two_connections_have_different_host_ports() {
     let device = Vsock::new(VsockConfig::new(CID)).unwrap();
