@@ -3,6 +3,7 @@
 //! Each app has a cgroup of its name right below the pod's. Where there is no cgroup2, or a controller is missing, apps run
 //! without, and what could not be applied is said.
 
+use std::cell::LazyCell;
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -177,13 +178,14 @@ fn read_small(path: &Path) -> io::Result<String> {
 }
 
 impl AppCgroup {
-    /// What the app uses; where a controller is missing, as `counted` in another way.
-    pub fn stats(&self, counted: &AppStats) -> AppStats {
+    /// What the app uses; where a controller is missing, as it is counted in another way.
+    pub fn stats(&self, count: impl FnOnce() -> AppStats) -> AppStats {
+        let counted = LazyCell::new(count);
         AppStats {
-            memory_bytes: number(&self.path.join("memory.current")).unwrap_or(counted.memory_bytes),
+            memory_bytes: number(&self.path.join("memory.current")).unwrap_or_else(|| counted.memory_bytes),
             memory_limit_bytes: number(&self.path.join("memory.max")),
-            cpu_usec: keyed(&self.path.join("cpu.stat"), "usage_usec").unwrap_or(counted.cpu_usec),
-            pids: number(&self.path.join("pids.current")).unwrap_or(counted.pids),
+            cpu_usec: keyed(&self.path.join("cpu.stat"), "usage_usec").unwrap_or_else(|| counted.cpu_usec),
+            pids: number(&self.path.join("pids.current")).unwrap_or_else(|| counted.pids),
             oom_kills: self.oom_kills(),
         }
     }
@@ -290,12 +292,12 @@ mod tests {
         }
         let directory = File::open(dir.path()).unwrap().into();
         let cgroup = AppCgroup { path: dir.path().into(), directory };
-        let stats = cgroup.stats(&AppStats::default());
+        let stats = cgroup.stats(AppStats::default);
         let expected = AppStats { memory_bytes: 4096, memory_limit_bytes: None, cpu_usec: 77, pids: 3, oom_kills: 1 };
         assert_eq!(stats, expected);
         fs::remove_file(dir.path().join("memory.current")).unwrap();
         let counted = AppStats { memory_bytes: 9, cpu_usec: 9, pids: 9, ..AppStats::default() };
-        assert_eq!(cgroup.stats(&counted), AppStats { memory_bytes: 9, ..expected });
+        assert_eq!(cgroup.stats(|| counted), AppStats { memory_bytes: 9, ..expected });
     }
 
     #[test]

@@ -48,6 +48,10 @@ impl Walls for Namespaces {
         self.cgroup_root.as_deref()
     }
 
+    fn has_own_devices(&self) -> bool {
+        false
+    }
+
     fn has_mapped_users(&self) -> bool {
         /// The map of a process in the host's own user namespace.
         const WHOLE: [&str; 3] = ["0", "0", "4294967295"];

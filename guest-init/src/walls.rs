@@ -41,6 +41,9 @@ pub trait Walls {
     /// Where the pod's cgroup is to be found, if there may be one.
     fn cgroup_root(&self) -> Option<&Path>;
 
+    /// Whether the devices of the pod's kernel are the pod's own, for its apps to open if they may make device files.
+    fn has_own_devices(&self) -> bool;
+
     /// Whether the pod's users are others at the host (user_namespaces(7)).
     fn has_mapped_users(&self) -> bool;
 

@@ -10,7 +10,7 @@ use nix::sys::wait::WaitStatus;
 use nix::unistd::ForkResult;
 use podvm_pod::archive::Archived;
 use podvm_pod::exit::PODVM_ERROR;
-use podvm_pod::manifest::App;
+use podvm_pod::manifest::{App, Capability};
 use rustix::mount::{MountPropagationFlags, mount_change};
 use rustix::process::{Gid, Uid};
 
@@ -189,6 +189,9 @@ impl Child<'_> {
         }
         let root = root::assemble(pod, self.index)?;
         system::mount(&root, &pod.places.shm(), pod.cgroups)?;
+        if !pod.has_own_devices && app.isolators.capabilities.contains(&Capability::Mknod) {
+            system::keep_to_devices(&root)?;
+        }
         volume::mount_all(&root, pod, self.index)?;
         etc::mount(&root, &pod.places.app(&app.name).join("etc"), &pod.spec, app.read_only_root)?;
         let directory = &app.working_directory;

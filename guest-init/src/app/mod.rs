@@ -62,6 +62,8 @@ pub struct Pod {
     pub sockets: Vec<Vec<socket::AppSocket>>,
     /// Whether apps have cgroups.
     pub cgroups: bool,
+    /// Whether the devices of the pod's kernel are the pod's own.
+    pub has_own_devices: bool,
     /// Whether the pod's users are others at the host (user_namespaces(7)).
     pub has_mapped_users: bool,
 }

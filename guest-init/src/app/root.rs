@@ -55,14 +55,14 @@ fn make_like(directory: &Path, other: &Path) -> std::io::Result<()> {
 }
 
 /// Takes away what the root is not to allow: writing where it is read-only, and device files, which only an app that
-/// may make some has a use for. To be called when all else is in place.
+/// may make some has a use for, and only where the devices are not the host's. To be called when all else is in place.
 ///
 /// # Errors
 /// What could not be restricted.
 pub fn restrict_root(root: &Root, pod: &Pod, index: usize) -> Result<(), StepError> {
     let app = &pod.spec.apps[index].app;
     let mut attributes = MountAttrFlags::empty();
-    if !app.isolators.capabilities.contains(&Capability::Mknod) {
+    if !(pod.has_own_devices && app.isolators.capabilities.contains(&Capability::Mknod)) {
         attributes |= MountAttrFlags::MOUNT_ATTR_NODEV;
     }
     if app.read_only_root {

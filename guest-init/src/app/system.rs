@@ -9,7 +9,7 @@ use rustix::fs::{AtFlags, FileType, Mode, chmodat, makedev, mkdirat, mknodat, sy
 
 use super::path::Root;
 use crate::step::{Step, StepError};
-use crate::sys::mount::{Detached, MountAttrFlags, MountOption};
+use crate::sys::mount::{Detached, MountAttrFlags, MountOption, restrict};
 
 const NOSUID: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID;
 const NODEV: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NODEV;
@@ -76,6 +76,22 @@ pub fn mount(root: &Root, shm: &Path, cgroups: bool) -> Result<(), StepError> {
         mount.attach(place.fd.as_fd())
     };
     mount().map(drop).step(|| "mount /dev/shm")
+}
+
+/// Keeps an app that may make device files from opening others than those of `/dev`: the host's devices would be its.
+///
+/// # Errors
+/// What could not be mounted.
+pub fn keep_to_devices(root: &Root) -> Result<(), StepError> {
+    let dev = root.directory(Path::new("/dev")).step(|| "open /dev")?;
+    for (name, _, _) in DEVICES {
+        let keep = || {
+            let place = root.file(&Path::new("/dev").join(name))?;
+            Detached::bind(place.fd.as_fd(), false)?.attach(place.fd.as_fd())
+        };
+        keep().step(|| format!("keep /dev/{name}"))?;
+    }
+    restrict(dev.fd.as_fd(), NODEV, false).step(|| "restrict /dev")
 }
 
 fn mount_at(

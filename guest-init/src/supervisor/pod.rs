@@ -155,11 +155,11 @@ impl RunningPod {
     /// What every app uses.
     pub fn stats(&self) -> Vec<(AppName, AppStats)> {
         let stats = |app: &RunningApp| {
-            let counted = match app.state {
+            let counted = || match app.state {
                 AppState::Running { pid } => processes::usage(pid),
                 _ => AppStats::default(),
             };
-            app.cgroup.as_ref().map_or_else(|| counted.clone(), |cgroup| cgroup.stats(&counted))
+            app.cgroup.as_ref().map_or_else(counted, |cgroup| cgroup.stats(counted))
         };
         self.apps.iter().map(|app| (app.name.clone(), stats(app))).collect()
     }
@@ -212,8 +212,9 @@ impl Supervisor {
             };
             apps.push(RunningApp::new(app, cgroup));
         }
-        let has_mapped_users = self.walls.has_mapped_users();
-        let launched_with = Pod { spec, places, sockets, cgroups: cgroups.is_some(), has_mapped_users };
+        let (has_own_devices, has_mapped_users) = (self.walls.has_own_devices(), self.walls.has_mapped_users());
+        let launched_with =
+            Pod { spec, places, sockets, cgroups: cgroups.is_some(), has_own_devices, has_mapped_users };
         let (released, ready, failed, stopping, kill_at) = (false, false, None, false, None);
         self.pod = Some(RunningPod { launched_with, apps, released, ready, failed, stopping, kill_at });
         reach(FaultPoint::AppCgroupsMade);

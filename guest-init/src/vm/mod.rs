@@ -47,6 +47,10 @@ impl Walls for Vm {
         Some(Path::new(CGROUP_ROOT))
     }
 
+    fn has_own_devices(&self) -> bool {
+        true
+    }
+
     fn has_mapped_users(&self) -> bool {
         false
     }

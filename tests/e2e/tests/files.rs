@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
-use podvm_e2e::{Host, Invocation};
+use podvm_e2e::{Host, Invocation, stage1};
 
 fn start(host: &Host, script: &str) -> String {
     let image = host.image("busybox");
@@ -92,6 +92,18 @@ fn what_an_app_made_of_its_files_does_no_harm_at_the_host() {
     let refused = host.podvm(["cp", &format!("{pod}:/plain/."), to]).run().expect_code(254);
     refused.expect_stderr("symbolic link");
     assert_eq!(fs::read_to_string(&target).unwrap(), "kept");
+}
+
+#[test]
+fn device_files_that_an_app_makes_open_no_device_of_the_host() {
+    let host = Host::new();
+    let image = host.image("busybox");
+    let script = "for path in /made /dev/made; do mknod $path c 1 3; { echo x > $path; } 2>/dev/null && echo opened; done; \
+                  for name in null zero full random urandom tty; do ls /dev/$name > /dev/null || exit 9; done; \
+                  head -c 3 /dev/zero | wc -c";
+    let words = ["run", "--rm", "--net=none", "--caps-retain=CAP_MKNOD", &image, "--", "sh", "-c", script];
+    let expected = if stage1() == "kvm" { "opened\nopened\n3\n" } else { "3\n" };
+    assert_eq!(host.podvm(words).run().expect_code(0).stdout, expected);
 }
 
 #[test]
