@@ -8,9 +8,10 @@ use std::io::{self, Read};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
+use nix::fcntl::OFlag;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::{ForkResult, Gid, Pid, Uid, fork, pipe, read, setresgid, setresuid, write};
+use nix::unistd::{ForkResult, Gid, Pid, Uid, fork, read, setresgid, setresuid, write};
 
 /// Whether this process has not the privileges of the host's root: it is an ordinary user's, or in a user namespace already.
 pub fn is_unprivileged() -> bool {
@@ -77,6 +78,7 @@ pub fn become_root() -> Result<()> {
     let user = nix::unistd::User::from_uid(uid).ok().flatten().map(|user| user.name).unwrap_or_default();
     let uids = Map { own: uid.as_raw(), share: share("/etc/subuid", &user, uid.as_raw()) };
     let gids = Map { own: gid.as_raw(), share: share("/etc/subgid", &user, uid.as_raw()) };
+    let pipe = || nix::unistd::pipe2(OFlag::O_CLOEXEC);
     let ((unshared, tell), (failure, fail)) = (pipe()?, pipe()?);
     let process = Pid::this();
     // SAFETY: the process has one thread.

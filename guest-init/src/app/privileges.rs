@@ -87,7 +87,11 @@ pub fn become_user(user: &User, isolators: &Isolators) -> Result<(), StepError> 
     drop_from_bounding_set(allowed).step(|| "limit the capabilities")?;
     set_process_option(libc::PR_SET_KEEPCAPS, 1).step(|| "keep capabilities")?;
     let groups: Vec<Gid> = user.groups.iter().copied().map(Gid::from_raw).collect();
-    setgroups(&groups).step(|| format!("join groups {:?}", user.groups))?;
+    match setgroups(&groups) {
+        // A user who has one ID only may not change the groups of the pod's processes: they stay those of its own.
+        Err(nix::errno::Errno::EPERM) if groups.iter().all(|group| *group == Gid::from_raw(user.gid)) => {}
+        other => other.step(|| format!("join groups {:?}", user.groups))?,
+    }
     let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
     setresgid(gid, gid, gid).step(|| format!("become group {gid}"))?;
     setresuid(uid, uid, uid).step(|| format!("become user {uid}"))?;
