@@ -22,6 +22,14 @@ pub enum BuildError {
     /// The image cannot be written.
     #[error("writing the image: {0}")]
     Output(#[source] io::Error),
+    /// More bytes are announced than a layer may have.
+    #[error("the layer is said to have {announced} bytes; at most {most} are taken")]
+    Announced {
+        /// What its manifest says, packed.
+        announced: u64,
+        /// Most that a layer may have.
+        most: u64,
+    },
     /// The image would have more blocks than the format can number.
     #[error("the layer is larger than 16 TiB")]
     TooLarge,

@@ -162,6 +162,7 @@ impl<'a> AppcFetch<'a> {
         let complete = known.as_ref().map(|(id, _)| self.store.if_stored(id)).transpose()?.flatten();
         let complete = complete.filter(|imported| self.counts(imported));
         let validator = known.as_ref().and_then(|(_, validator)| validator.as_deref());
+        let most = most.min(self.options.limits.stream_bytes);
         let wanted = Wanted { url, what: &what, most, known: validator.filter(|_| complete.is_some()) };
         let importing = self.store.importing()?;
         let downloaded = self.store.download(self.options.registries, &wanted, self.progress);

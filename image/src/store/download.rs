@@ -93,41 +93,42 @@ impl Store {
         }
         let path = self.partial_path(&Self::download_key(url));
         let options = || File::options().read(true).write(true).create(true).truncate(false).open(&path);
-        let file = options().map_err(at(&path))?;
+        let mut file = options().map_err(at(&path))?;
         let mut transfer = Transfer { wanted: *wanted, progress, done: 0, size: None, announced: false };
         let validator = fs::read_to_string(self.validator_path(url)).ok();
         transfer.done = match validator {
             Some(_) => file.metadata().map_err(at(&path))?.len(),
             None => 0,
         };
-        let downloaded = transfer_all(registries, transfer, &file, validator, &|validator| {
+        let begin = |validator: Option<&str>| {
+            // Somebody may still read what was fetched before.
+            drop(fs::remove_file(&path));
             let place = self.validator_path(url);
             match validator {
-                Some(text) => write_atomically(&self.tmp(), &place, text.as_bytes()).map_err(at(place)),
-                None => {
-                    // Without one, there is nothing to go on with later.
-                    drop(fs::remove_file(place));
-                    Ok(())
-                }
+                Some(text) => write_atomically(&self.tmp(), &place, text.as_bytes()).map_err(at(place))?,
+                // Without one, there is nothing to go on with later.
+                None => drop(fs::remove_file(place)),
             }
-        });
+            options().map_err(at(&path))
+        };
+        let downloaded = transfer_all(registries, transfer, &mut file, validator, &begin);
         if !matches!(downloaded, Ok(Downloaded::Here(_))) && file.metadata().is_ok_and(|metadata| metadata.len() == 0) {
-            fs::remove_file(&path).map_err(at(&path))?;
+            drop(fs::remove_file(&path));
         }
         downloaded
     }
 }
 
-/// Asks until all of a file is here. `note` writes down the state that the server says it is in.
+/// Asks until all of a file is here. `begin` writes down the state that the server says it is in, and gives an empty file for it.
 fn transfer_all(
     registries: &Registries,
     mut transfer: Transfer<'_>,
-    file: &File,
+    file: &mut File,
     mut validator: Option<String>,
-    note: &dyn Fn(Option<&str>) -> Result<(), StoreError>,
+    begin: &dyn Fn(Option<&str>) -> Result<File, StoreError>,
 ) -> Result<Downloaded, StoreError> {
     let (http, wanted) = (registries.http(), transfer.wanted);
-    let here = |validator| -> Result<Downloaded, StoreError> {
+    let here = |file: &File, validator| -> Result<Downloaded, StoreError> {
         let file = file.try_clone().map_err(at("the file in partial/"))?;
         Ok(Downloaded::Here(Here { file, validator }))
     };
@@ -142,16 +143,15 @@ fn transfer_all(
             }
             416 if transfer.done > 0 => {
                 if content_range(&response).is_some_and(|(_, size)| size == Some(transfer.done)) {
-                    return here(validator);
+                    return here(file, validator);
                 }
                 (transfer.done, validator) = (0, None);
                 continue;
             }
             200 => {
                 (transfer.done, last_progress) = (0, 0);
-                file.set_len(0).map_err(at("the file in partial/"))?;
                 validator = validator_of(&response);
-                note(validator.as_deref())?;
+                *file = begin(validator.as_deref())?;
                 transfer.size = response.body.content_length();
             }
             404 | 410 => {
@@ -165,7 +165,7 @@ fn transfer_all(
         }
         let host = response.url.authority().to_owned();
         if transfer.run(response, file)? {
-            return here(validator);
+            return here(file, validator);
         }
         if transfer.done - last_progress.min(transfer.done) >= PROGRESS {
             (attempts, last_progress) = (0, transfer.done);

@@ -14,7 +14,7 @@ use super::origins::{Origin, Source};
 use super::records::{AppcRecord, ImageRecord, to_bytes};
 use super::scratch::{Lock, Scratch, sweep, sync_directory, write_atomically};
 use crate::digest::Digest;
-use crate::erofs::Limits;
+use crate::erofs::{BuildError, Limits};
 use crate::oci::{self, Format, Found, FoundLayer, OciError};
 use crate::progress::{Event, Progress};
 use crate::reference::Reference;
@@ -157,7 +157,12 @@ impl Store {
                 unique.push(layer);
             }
         }
-        let bytes = unique.iter().map(|layer| layer.packed.size()).sum();
+        let most = limits.stream_bytes;
+        if let Some(layer) = unique.iter().find(|layer| layer.packed.size() > most) {
+            let source = BuildError::Announced { announced: layer.packed.size(), most };
+            return Err(StoreError::Layer { file: layer.file.clone(), source });
+        }
+        let bytes = unique.iter().fold(0, |all: u64, layer| all.saturating_add(layer.packed.size()));
         progress.event(Event::Begin { layers: unique.len(), bytes });
         let stored = unique.iter().map(|layer| self.stored_layer(&layer.diff_id));
         let present = stored.collect::<Result<Vec<_>, _>>()?.iter().flatten().count();
