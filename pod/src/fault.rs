@@ -5,8 +5,7 @@
 //! to it says so on its standard error and then kills itself; or, when the name is followed by [`HANG`], its thread stays there
 //! under the name [`HANGING`], so that somebody else can be killed at that very step.
 //!
-//! The variable is read here, below stage0, because stage0, both stage1s and the supervisor are all to be killed by it; nothing
-//! else of podvm reads its environment below `src/`.
+//! The variable is read here, below stage0, because stage0, both stage1s and the supervisor are all to be killed by it.
 
 use crate::stage1::Stage1Kind;
 

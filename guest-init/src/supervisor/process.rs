@@ -157,7 +157,9 @@ impl Process {
         self.state != before
     }
 
+    /// Its program will never run: what waits in its place is ended.
     fn fail(&mut self, message: &str) {
+        self.kill();
         self.state = State::Failed { message: message.into(), code: PODVM_ERROR };
     }
 

@@ -45,7 +45,7 @@ pub fn send_message(socket: BorrowedFd<'_>, bytes: &[u8], attached: Option<Borro
 /// Receives a message and the descriptor that came with it; an empty message means that the other end is closed.
 ///
 /// # Errors
-/// Those of recvmsg(2); would-block when `wait` is false and there is none.
+/// Those of recvmsg(2); would-block when `wait` is false and there is none; out of descriptors when there was none left for what came.
 pub fn receive_message(socket: BorrowedFd<'_>, wait: bool) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
     let mut bytes = vec![0; MAX_MESSAGE];
     let mut control = nix::cmsg_space!([RawFd; 1]);
@@ -61,6 +61,9 @@ pub fn receive_message(socket: BorrowedFd<'_>, wait: bool) -> io::Result<(Vec<u8
                 attached = Some(unsafe { OwnedFd::from_raw_fd(fd) });
             }
         }
+    }
+    if received.flags.contains(MsgFlags::MSG_CTRUNC) {
+        return Err(io::Error::from_raw_os_error(libc::EMFILE));
     }
     let length = received.bytes;
     bytes.truncate(length);

@@ -90,7 +90,7 @@ impl Attacher {
                 Some(terminals) => terminals,
                 None => self.terminals.insert(Terminals::watch(self.client.clone())?),
             };
-            terminals.add(process);
+            terminals.follow(&app.name, process);
         }
         let typed = self.takes_typed(app);
         if typed {

@@ -29,6 +29,7 @@ impl Board {
         if let AppState::Failed { message, .. } = &mut status.state {
             *message = printable(message);
         }
+        status.health_failure = status.health_failure.as_deref().map(printable);
         match self.apps.iter_mut().find(|app| app.name == status.name && **app != status) {
             Some(app) => {
                 if status.state.exit_code().is_some_and(|code| code != 0) {

@@ -76,7 +76,7 @@ impl AppLog {
         if self.size > 0 && self.size + entries.len() as u64 > self.limit {
             let old = format!("{}.1", self.name);
             renameat(&self.folder, self.name.as_str(), &self.folder, old.as_str())?;
-            self.file = open_file(&self.folder, &self.name, OFlag::O_TRUNC)?;
+            self.file = open_file(&self.folder, &self.name, OFlag::O_APPEND | OFlag::O_TRUNC)?;
             self.size = 0;
         }
         self.file.write_all(&entries)?;

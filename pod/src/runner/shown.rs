@@ -1,5 +1,6 @@
 //! What an attached pod shows: its apps' output on this process's own streams, and this terminal's size on theirs.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::mpsc::{SyncSender, sync_channel};
@@ -72,14 +73,14 @@ impl Drop for Shown {
 /// The apps' terminals that follow the size of this process's own.
 #[derive(Debug)]
 pub(super) struct Terminals {
-    processes: Arc<Mutex<Vec<ProcessId>>>,
+    processes: Arc<Mutex<BTreeMap<AppName, ProcessId>>>,
     wake: SyncSender<()>,
 }
 
 impl Terminals {
     /// Starts the thread that tells sizes: the pod's own must not wait for answers.
     pub fn watch(client: SupervisorClient) -> io::Result<Self> {
-        let processes = Arc::<Mutex<Vec<ProcessId>>>::default();
+        let processes = Arc::<Mutex<BTreeMap<AppName, ProcessId>>>::default();
         // One waiting wake-up is enough: the size is looked at when it is told.
         let (wake, woken) = sync_channel(1);
         let list = processes.clone();
@@ -87,7 +88,7 @@ impl Terminals {
             while woken.recv().is_ok() {
                 let processes = list.lock().unwrap_or_else(PoisonError::into_inner).clone();
                 let Some(size) = TerminalSize::of(io::stdout().as_fd()) else { continue };
-                for process in processes {
+                for process in processes.into_values() {
                     // A process that has ended has no size.
                     let _ = client.resize(process, size);
                 }
@@ -96,9 +97,9 @@ impl Terminals {
         Ok(Self { processes, wake })
     }
 
-    /// Another terminal follows.
-    pub fn add(&self, process: ProcessId) {
-        self.processes.lock().unwrap_or_else(PoisonError::into_inner).push(process);
+    /// The terminal of this app's process follows, instead of that of its earlier life.
+    pub fn follow(&self, app: &AppName, process: ProcessId) {
+        self.processes.lock().unwrap_or_else(PoisonError::into_inner).insert(app.clone(), process);
     }
 
     /// This process's own terminal has another size.

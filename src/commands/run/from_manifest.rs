@@ -7,7 +7,7 @@ use std::path::{Component, Path};
 
 use podvm_image::{ResolvedImage, Store};
 use podvm_pod::PodManifest;
-use podvm_pod::manifest::{App, AppName, DnsWord, MANIFEST_VERSION, RESOURCES, is_host_name};
+use podvm_pod::manifest::{App, AppName, DnsWord, HealthCheck, MANIFEST_VERSION, RESOURCES, is_host_name};
 use podvm_pod::stage1::Stage1Kind;
 use podvm_pod::timestamp::Timestamp;
 use uuid::Uuid;
@@ -105,8 +105,11 @@ fn check_app(app: &App, manifest: &PodManifest) -> Result<(), Fault> {
     if app.exec.is_empty() {
         return Err("its exec is empty; name a program".into());
     }
-    if app.health.as_ref().is_some_and(|health| health.exec.is_empty() || health.retries == 0) {
-        return Err("its health check needs a command, and retries of at least 1".into());
+    let lacks = |health: &HealthCheck| {
+        health.exec.is_empty() || [health.retries.into(), health.interval_ms, health.timeout_ms].contains(&0)
+    };
+    if app.health.as_ref().is_some_and(lacks) {
+        return Err("its health check needs a command, and retries, interval_ms and timeout_ms of at least 1".into());
     }
     if !is_plain(&app.working_directory) {
         return Err(format!("its working directory {:?} must be absolute and without ..", app.working_directory));
