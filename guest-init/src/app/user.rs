@@ -42,6 +42,18 @@ pub enum UserError {
         /// Why.
         reason: String,
     },
+    /// An ID outside of the pod's (user_namespaces(7)).
+    #[error(
+        "there is no {kind} {id} in this pod, whose {kind}s are {ids}; choose another, or see `podvm doctor` for more"
+    )]
+    NotMapped {
+        /// `user` or `group`.
+        kind: &'static str,
+        /// Which.
+        id: u32,
+        /// Which there are.
+        ids: String,
+    },
     /// A database that cannot be read.
     #[error("{path} of the image cannot be read: {reason}")]
     Unreadable {
@@ -141,7 +153,56 @@ impl User {
         };
         let spec =
             UserSpec { user: owner(&spec.user, MetadataExt::uid)?, group: owner(&spec.group, MetadataExt::gid)? };
-        Self::find(&spec, more, &database("/etc/passwd")?, &database("/etc/group")?)
+        let found = Self::find(&spec, more, &database("/etc/passwd")?, &database("/etc/group")?)?;
+        found.within(&Ids::here("user"), &Ids::here("group"), more)
+    }
+
+    /// Leaves out groups that the pod does not have and only the image's file names.
+    ///
+    /// # Errors
+    /// The pod does not have the user, its group, or one of those asked for.
+    fn within(mut self, users: &Ids, groups: &Ids, asked: &[u32]) -> Result<Self, UserError> {
+        users.check(self.uid)?;
+        groups.check(self.gid)?;
+        asked.iter().try_for_each(|gid| groups.check(*gid))?;
+        self.groups.retain(|gid| groups.check(*gid).is_ok());
+        Ok(self)
+    }
+}
+
+/// The IDs that a user namespace has.
+struct Ids {
+    kind: &'static str,
+    ranges: Vec<(u32, u32)>,
+}
+
+impl Ids {
+    /// Those of the namespace that this process is in; all, when that cannot be known.
+    fn here(kind: &'static str) -> Self {
+        let map = std::fs::read_to_string(format!("/proc/self/{}id_map", &kind[..1])).unwrap_or_default();
+        Self::of(kind, &map)
+    }
+
+    fn of(kind: &'static str, map: &str) -> Self {
+        let range = |line: &str| {
+            let mut numbers = line.split_whitespace().map(str::parse);
+            Some((numbers.next()?.ok()?, numbers.nth(1)?.ok()?))
+        };
+        Self { kind, ranges: map.lines().filter_map(range).collect() }
+    }
+
+    fn check(&self, id: u32) -> Result<(), UserError> {
+        if self.ranges.is_empty()
+            || self.ranges.iter().any(|(first, count)| (*first..first.saturating_add(*count)).contains(&id))
+        {
+            return Ok(());
+        }
+        let shown = |(first, count): &(u32, u32)| match count {
+            1 => first.to_string(),
+            _ => format!("{first} to {}", first.saturating_add(count - 1)),
+        };
+        let ids = self.ranges.iter().map(shown).collect::<Vec<_>>().join(" and ");
+        Err(UserError::NotMapped { kind: self.kind, id, ids })
     }
 }
 
@@ -219,5 +280,19 @@ mod tests {
                 prop_assert_eq!((user.uid, user.gid, user.home.as_str()), (uid, gid, "/home/someone"));
             }
         }
+    }
+
+    #[test]
+    fn users_and_groups_are_those_that_the_pod_has() {
+        let (users, groups) = (Ids::of("user", "0 1000 1\n"), Ids::of("group", "  0  1000  1\n 1 100000 65536\n"));
+        let user = |uid, gid| User { uid, gid, groups: vec![0, 5, 70_000], home: "/".into() };
+        assert_eq!(user(0, 65_536).within(&users, &groups, &[5]).unwrap().groups, [0, 5]);
+        let error = |user: User, asked: &[u32]| user.within(&users, &groups, asked).unwrap_err().to_string();
+        assert!(error(user(5, 0), &[]).contains("no user 5 in this pod, whose users are 0;"));
+        assert!(error(user(0, 65_537), &[]).contains("no group 65537 in this pod, whose groups are 0 and 1 to 65536;"));
+        assert!(error(user(0, 0), &[70_000]).contains("no group 70000"));
+        let all = Ids::of("user", "         0          0 4294967295\n");
+        assert!(all.check(0).is_ok() && all.check(u32::MAX - 1).is_ok());
+        assert!(Ids::of("user", "").check(7).is_ok());
     }
 }

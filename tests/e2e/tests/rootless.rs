@@ -39,6 +39,11 @@ impl<'a> User<'a> {
 
     /// Runs a script as the user; `podvm` and `run` in it are podvm, and `podvm run` with the stage1 that is tested.
     fn shell(&self, script: &str) -> Invocation {
+        self.shell_with("podvm-tester:300000:65536", script)
+    }
+
+    /// The same, of a user to whom `/etc/subuid` and `/etc/subgid` give these IDs.
+    fn shell_with(&self, ids: &str, script: &str) -> Invocation {
         let (scratch, home) = (self.host.scratch().display(), self.home.display());
         let prepare = format!(
             "set -e; cd {scratch}; \
@@ -46,7 +51,7 @@ impl<'a> User<'a> {
              device /dev/net/tun tun 10 200; device /dev/kvm kvm 10 232; \
              (cat /etc/passwd; echo 'podvm-tester:x:{USER}:{USER}::{home}:/bin/sh') > passwd; \
              mount --bind passwd /etc/passwd; \
-             echo podvm-tester:300000:65536 > subid; mount --bind subid /etc/subuid; mount --bind subid /etc/subgid; \
+             echo '{ids}' > subid; mount --bind subid /etc/subuid; mount --bind subid /etc/subgid; \
              exec setpriv --reuid={USER} --regid={USER} --clear-groups env -i HOME={home} PATH=$PATH sh -c \"$1\""
         );
         let stage1 = stage1();
@@ -100,6 +105,18 @@ fn missing() -> Option<&'static str> {
         Some("needs pasta, of Debian's package passt")
     } else {
         None
+    }
+}
+
+#[test]
+fn a_user_of_one_id_has_pods_whose_apps_are_root_alone() {
+    let host = Host::empty();
+    let user = User::new(&host);
+    let finished = user.shell_with("", "run --rm --net=none busybox -- sh -c 'id -u; touch /own && echo made'").run();
+    assert_eq!(finished.expect_code(0).stdout, "0\nmade\n");
+    if stage1() == "ns" {
+        let refused = user.shell_with("", "run --rm --net=none --user=5 busybox -- true").run().expect_code(254);
+        refused.expect_stderr("no user 5 in this pod, whose users are 0;").expect_stderr("podvm doctor");
     }
 }
 
