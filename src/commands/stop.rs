@@ -136,12 +136,15 @@ impl<'a> PodProcess<'a> {
                 (_, phase) => break phase,
             }
         };
-        let handle = match phase.pid().and_then(Pid::from_raw).map(|pid| pidfd_open(pid, PidfdFlags::empty())) {
+        let pid = phase.pid();
+        let handle = match pid.and_then(Pid::from_raw).map(|pid| pidfd_open(pid, PidfdFlags::empty())) {
             None | Some(Err(rustix::io::Errno::SRCH)) => None,
             Some(other) => Some(other?),
         };
+        // When others hold the pod, the one on record may have ended and its number may be a stranger's.
+        let handle = handle.filter(|_| pid.is_none_or(|pid| dir.is_open_in(pid) != Some(false)));
         let has_said_its_end = matches!(phase, Phase::Exited { .. });
-        // The lock is still held, so the process that holds it has lived all the while: the handle is that one's.
+        // The lock is still held, so whoever holds it has lived all the while.
         Ok(dir.is_alive()?.then_some(Self { dir, handle, has_said_its_end }))
     }
 

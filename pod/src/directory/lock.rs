@@ -80,6 +80,16 @@ impl PodDir {
         }
     }
 
+    /// Whether a process has the pod's directory open, as the one that holds its lock has; none when that may not be seen, as of
+    /// another user's process (proc_pid_fd(5)).
+    pub fn is_open_in(&self, pid: i32) -> Option<bool> {
+        let own = fs::symlink_metadata(&self.path).ok()?;
+        let mut open = fs::read_dir(format!("/proc/{pid}/fd")).ok()?.flatten();
+        Some(open.any(|entry| {
+            fs::metadata(entry.path()).is_ok_and(|other| (other.dev(), other.ino()) == (own.dev(), own.ino()))
+        }))
+    }
+
     /// Waits until no process holds the pod's lock, at most until `latest`; returns whether none does.
     ///
     /// # Errors

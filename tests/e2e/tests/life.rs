@@ -118,6 +118,32 @@ fn a_pod_whose_processes_are_all_told_to_end_is_removed_all_the_same() {
 }
 
 #[test]
+fn a_stranger_with_the_number_on_record_is_not_signalled() {
+    let host = Host::empty();
+    let image = host.image("busybox");
+    let words =
+        ["run", "--detach", "--quiet", "--net=none", &image, "--", "sh", "-c", "trap exit TERM; sleep 600 & wait"];
+    let pod = host.podvm(words).run().expect_code(0).stdout.trim().to_owned();
+    let stranger = Invocation::new("sleep", ["600"]).spawn();
+    let record = host.root().join("pods").join(&pod).join("state.json");
+    let kept = fs::read(&record).unwrap();
+    let mut state: serde_json::Value = serde_json::from_slice(&kept).unwrap();
+    assert!(state["pid"].is_number(), "{state}");
+    state["pid"] = stranger.pid().into();
+    fs::write(&record, state.to_string()).unwrap();
+    host.podvm(["stop", "--force", &pod]).time_limit(A_WHILE).run();
+    let words = fs::read(format!("/proc/{}/cmdline", stranger.pid())).unwrap();
+    assert!(!words.is_empty(), "it was taken for the pod, and killed");
+    stranger.signal(Signal::SIGKILL);
+    stranger.wait(A_WHILE);
+    if fs::exists(&record).unwrap() {
+        fs::write(&record, kept).unwrap();
+    }
+    host.podvm(["rm", "--force", &pod]).run().expect_code(0);
+    assert_eq!(host.pods(), Vec::<String>::new());
+}
+
+#[test]
 fn the_uuid_is_saved_where_it_is_asked_for() {
     let host = Host::new();
     let image = host.image("busybox");
