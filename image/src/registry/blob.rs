@@ -53,7 +53,8 @@ impl RemoteBlob {
             done: 0,
             kept: kept.min(self.size),
             body: None,
-            endpoint: 0,
+            endpoint: self.repository.endpoint_from(0),
+            is_asked_whole: false,
             attempts: 0,
             last_progress: 0,
             failed: None,
@@ -79,6 +80,8 @@ pub struct BlobReader {
     body: Option<Box<dyn Read + Send>>,
     /// Which of the repository's endpoints is asked; behind them come the layer's URLs.
     endpoint: usize,
+    /// Whether all is asked for, though a part is here: what answers knows no ranges.
+    is_asked_whole: bool,
     /// Connections without progress.
     attempts: u32,
     last_progress: u64,
@@ -194,20 +197,31 @@ impl BlobReader {
 
     /// Goes to the next endpoint, or gives `error` back when this was the last.
     fn next_endpoint(&mut self, error: RegistryError) -> Result<(), RegistryError> {
-        if self.endpoint + 1 >= self.blob.repository.endpoints().len() + self.blob.urls.len() {
+        let repository = &self.blob.repository;
+        let endpoints = repository.endpoints().len();
+        if self.endpoint + 1 >= endpoints + self.blob.urls.len() {
             return Err(error);
         }
-        self.endpoint += 1;
-        self.attempts = 0;
+        if self.endpoint + 1 < endpoints {
+            // One that lacks a layer may have the others.
+            if !error.is_absence() {
+                repository.leave(self.endpoint);
+            }
+            self.endpoint = repository.endpoint_from(self.endpoint + 1);
+        } else {
+            self.endpoint += 1;
+        }
+        (self.attempts, self.is_asked_whole) = (0, false);
         Ok(())
     }
 
     /// Sends one request. Whom a layer's maker names is shown nothing that registries are.
     fn ask(&self) -> Result<Response, RegistryError> {
         let repository = &self.blob.repository;
+        let from = if self.is_asked_whole { 0 } else { self.done };
         match self.url() {
-            Some(url) => repository.http().send(&Request { from: self.done, ..Request::get(url.clone()) }, None),
-            None => repository.request_blob(self.endpoint, &self.blob.digest, self.done),
+            Some(url) => repository.http().send(&Request { from, ..Request::get(url.clone()) }, None),
+            None => repository.request_blob(self.endpoint, &self.blob.digest, from),
         }
     }
 
@@ -222,12 +236,15 @@ impl BlobReader {
     fn request(&mut self) -> Result<(), RegistryError> {
         let response = self.ask()?;
         let size = self.blob.size;
+        let is_asked_in_part = self.done > 0 && !self.is_asked_whole;
+        let is_wanted_part = response.status == 206 && content_range_start(&response) == Some(self.done);
         match response.status {
-            206 if self.done > 0 => {
-                let start = content_range_start(&response);
-                if start != Some(self.done) {
-                    return Err(self.status_error(response));
-                }
+            // It has ranges, but not as they should be.
+            206 | 416 if is_asked_in_part && !is_wanted_part => {
+                self.is_asked_whole = true;
+                return self.request();
+            }
+            206 if is_asked_in_part => {
                 self.body = Some(Box::new(response.into_reader()));
             }
             200 => {

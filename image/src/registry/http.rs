@@ -43,13 +43,23 @@ pub struct Request<'a> {
     pub from: u64,
     /// A form to be posted.
     pub form: Option<String>,
+    /// Whether it is sent again when another attempt may do better.
+    pub is_asked_again: bool,
     /// When the answer is wanted, or a part of it.
     pub conditions: Vec<(header::HeaderName, String)>,
 }
 
 impl<'a> Request<'a> {
     pub fn get(url: Url) -> Self {
-        Self { method: Method::GET, url, accept: &[], from: 0, form: None, conditions: Vec::new() }
+        Self {
+            method: Method::GET,
+            url,
+            accept: &[],
+            from: 0,
+            form: None,
+            is_asked_again: true,
+            conditions: Vec::new(),
+        }
     }
 }
 
@@ -182,7 +192,7 @@ impl Http {
     pub fn send(&self, request: &Request<'_>, authorization: Option<&str>) -> Result<Response, RegistryError> {
         let mut attempt = 1;
         loop {
-            let last = attempt >= self.patience.attempts;
+            let last = attempt >= self.patience.attempts || !request.is_asked_again;
             let (wait, error) = match self.follow(request, authorization) {
                 Ok(response) if is_passing(response.status) => {
                     let asked = retry_after(&response);

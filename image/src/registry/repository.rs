@@ -1,6 +1,8 @@
 //! One repository of a registry, and of the mirrors before it: logging in, manifests, blobs (OCI distribution-spec 1.1).
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::sleep;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -38,6 +40,8 @@ pub struct Endpoint {
     base: Mutex<Option<Url>>,
     /// What it is shown.
     authorization: Mutex<Option<String>>,
+    /// Whether it is left alone: a mirror that did not give what was wanted.
+    is_left: AtomicBool,
 }
 
 impl Endpoint {
@@ -53,6 +57,7 @@ impl Endpoint {
             path,
             base: Mutex::default(),
             authorization: Mutex::default(),
+            is_left: AtomicBool::default(),
         }
     }
 }
@@ -94,6 +99,19 @@ impl Repository {
         &self.endpoints
     }
 
+    /// The first endpoint from this one on that is not left alone; the registry itself never is.
+    pub fn endpoint_from(&self, number: usize) -> usize {
+        let is_asked = |number: &usize| !self.endpoints[*number].is_left.load(Ordering::Relaxed);
+        (number..self.endpoints.len()).find(is_asked).unwrap_or(self.endpoints.len() - 1)
+    }
+
+    /// Leaves a mirror alone from now on.
+    pub fn leave(&self, number: usize) {
+        if number + 1 < self.endpoints.len() {
+            self.endpoints[number].is_left.store(true, Ordering::Relaxed);
+        }
+    }
+
     /// The digest of what a tag stands for, when the registry tells it without sending it.
     pub fn digest_of(&self, tag: &str) -> Result<Option<Digest>, RegistryError> {
         self.first(|number| {
@@ -127,19 +145,25 @@ impl Repository {
 
     fn document(&self, what: &str, path: &str, accept: &[&str], most: u64) -> Result<Document, RegistryError> {
         self.first(|number| {
-            let response = self.request(number, Method::GET, path, accept, 0)?;
-            if response.status != 200 {
-                return Err(self.status_error(number, what, response));
-            }
-            let media_type = response.header(header::CONTENT_TYPE).unwrap_or_default();
-            if media_type.contains("manifest.v1+") {
-                let is_docker = media_type.contains("docker.distribution");
-                if is_docker {
+            let host = self.endpoints[number].host.clone();
+            let mut attempt = 1;
+            let bytes = loop {
+                let response = self.request(number, Method::GET, path, accept, 0)?;
+                if response.status != 200 {
+                    return Err(self.status_error(number, what, response));
+                }
+                let media_type = response.header(header::CONTENT_TYPE).unwrap_or_default();
+                if media_type.contains("manifest.v1+") && media_type.contains("docker.distribution") {
                     return Err(RegistryError::Schema1 { what: what.to_owned() });
                 }
-            }
-            let host = self.endpoints[number].host.clone();
-            let bytes = response.read(most)?;
+                match response.read(most) {
+                    Ok(bytes) => break bytes,
+                    Err(error) if attempt >= self.http.patience.attempts => return Err(error),
+                    // It was cut.
+                    Err(_) => sleep(self.http.backoff(attempt)),
+                }
+                attempt += 1;
+            };
             let bytes = bytes.ok_or_else(|| RegistryError::TooLarge { what: what.to_owned(), host, most })?;
             let digest = Digest::of(&bytes);
             Ok(Document { bytes, digest })
@@ -148,13 +172,14 @@ impl Repository {
 
     /// What the first endpoint gives that gives anything; else what the registry itself says.
     fn first<T>(&self, ask: impl Fn(usize) -> Result<T, RegistryError>) -> Result<T, RegistryError> {
-        let (mirrors, registry) = (0..self.endpoints.len() - 1, self.endpoints.len() - 1);
-        for number in mirrors {
-            if let Ok(value) = ask(number) {
-                return Ok(value);
+        let mut number = self.endpoint_from(0);
+        loop {
+            match ask(number) {
+                Err(_) if number + 1 < self.endpoints.len() => self.leave(number),
+                result => return result,
             }
+            number = self.endpoint_from(number + 1);
         }
-        ask(registry)
     }
 
     /// What an answer means that is not the one wanted.
@@ -188,7 +213,9 @@ impl Repository {
         let endpoint = &self.endpoints[number];
         let path = format!("/v2/{}/{path}", endpoint.path);
         let base = self.base(endpoint)?;
-        let request = Request { method, accept, from, ..Request::get(base.with_path(&path)) };
+        // Where a mirror fails, there is another to ask.
+        let is_asked_again = number + 1 == self.endpoints.len();
+        let request = Request { method, accept, from, is_asked_again, ..Request::get(base.with_path(&path)) };
         let shown = get(&endpoint.authorization);
         let response = self.http.send(&request, shown.as_deref())?;
         // Only the registry itself may ask for credentials, not whom it redirects to.

@@ -24,6 +24,19 @@ fn a_mirror_is_asked_first_under_its_path_and_the_registry_last() {
 }
 
 #[test]
+fn a_mirror_that_fails_is_asked_once_and_left_alone() {
+    for status in [404, 503] {
+        let layers: Vec<Vec<u8>> = (0..5).map(|number| layer(&number.to_string())).collect();
+        let (content, _) = Content::image(Packing::Plain, &layers);
+        let (registry, mirror) = (content.serve(), Server::start(move |_| Reply::new(status, "")));
+        let mut place = Place::new();
+        place.host(&registry.host()).mirrors = vec![mirror.host()];
+        place.fetch(&format!("{}/app", registry.host())).unwrap();
+        assert!(mirror.seen().len() <= 2, "{:?}", mirror.seen());
+    }
+}
+
+#[test]
 fn what_a_mirror_has_not_the_registry_has() {
     let (content, _) = Content::image(Packing::Gzip, &[layer("x")]);
     let (registry, mirror) = (content.serve(), Server::start(|_| Reply::new(404, "")));

@@ -56,6 +56,31 @@ fn a_connection_that_stands_still_is_given_up_and_gone_on_with() {
 }
 
 #[test]
+fn a_server_that_knows_ranges_by_name_only_is_asked_for_all() {
+    for status in [416, 206] {
+        let (server, layer) = with_layer_answers(move |number, seen, bytes| match seen.from() {
+            0 if number == 0 => Reply::new(200, bytes).cut(1 << 20),
+            0 => Reply::new(200, bytes),
+            _ => Reply::new(status, ""),
+        });
+        fetched(&server);
+        assert_eq!(server.count(&layer.hex()), 3);
+    }
+}
+
+#[test]
+fn a_document_that_is_cut_is_asked_for_again() {
+    let (content, _) = Content::image(Packing::Plain, &[layer("small")]);
+    let seen_before = std::sync::Mutex::new(std::collections::HashSet::new());
+    let server = Server::start(move |seen| {
+        let reply = content.answer(seen);
+        let is_first = seen_before.lock().unwrap().insert((seen.method.clone(), seen.path.clone()));
+        if is_first && seen.method == "GET" && seen.path.len() > "/v2/".len() { reply.cut(20) } else { reply }
+    });
+    fetched(&server);
+}
+
+#[test]
 fn without_any_progress_it_is_over_after_some_attempts() {
     let (server, layer) = with_layer_answers(|_, seen, bytes| Reply::part(seen, bytes).cut(100));
     let error = Place::new().error(&format!("{}/app", server.host()));
