@@ -150,8 +150,8 @@ impl Child<'_> {
             Some(target) => {
                 // Nobody in the app may look into this process, or trace it, before it is one of theirs.
                 process::set_process_option(libc::PR_SET_DUMPABLE, 0).step(|| "hide from the app")?;
-                let kinds = libc::CLONE_NEWNS | if self.pod.cgroups { libc::CLONE_NEWCGROUP } else { 0 };
-                process::join_namespaces(target, kinds).step(|| "join the app's namespaces")
+                process::join_namespaces(target, libc::CLONE_NEWNS | libc::CLONE_NEWCGROUP)
+                    .step(|| "join the app's namespaces")
             }
         }
     }
@@ -184,9 +184,8 @@ impl Child<'_> {
         let (pod, app) = (self.pod, self.app());
         mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
             .step(|| "keep the app's mounts to itself")?;
-        if pod.cgroups {
-            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWCGROUP).step(|| "make a cgroup namespace")?;
-        }
+        // Also where the app has no cgroup of its own: it is not to see the host's paths.
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWCGROUP).step(|| "make a cgroup namespace")?;
         let root = root::assemble(pod, self.index)?;
         system::mount(&root, &pod.places.shm(), pod.cgroups)?;
         if !pod.has_own_devices && app.isolators.capabilities.contains(&Capability::Mknod) {

@@ -145,8 +145,10 @@ fn header(stat: &Stat, kind: EntryType) -> Header {
     header.set_entry_type(kind);
     header.set_size(0);
     header.set_mode(stat.st_mode & 0o7777);
-    header.set_uid(stat.st_uid.into());
-    header.set_gid(stat.st_gid.into());
+    // An ordinary user is the root of the user's pods.
+    let of_user = |id: u32| if rustix::process::geteuid().is_root() { id.into() } else { 0 };
+    header.set_uid(of_user(stat.st_uid));
+    header.set_gid(of_user(stat.st_gid));
     header.set_mtime(u64::try_from(stat.st_mtime).unwrap_or(0));
     header
 }

@@ -291,15 +291,25 @@ impl Owner {
 
     /// The owner first: a change of it takes away modes.
     fn give(&self, file: BorrowedFd<'_>) -> Result<(), Errno> {
-        let (uid, gid) = self.ids();
-        fchown(file, uid, gid)?;
+        if is_privileged() {
+            let (uid, gid) = self.ids();
+            fchown(file, uid, gid)?;
+        }
         fchmod(file, self.mode)
     }
 
     fn give_link(&self, directory: BorrowedFd<'_>, name: &OsStr) -> Result<(), Errno> {
+        if !is_privileged() {
+            return Ok(());
+        }
         let (uid, gid) = self.ids();
         chownat(directory, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)
     }
+}
+
+/// Whether files can be given to others. What an ordinary user copies is that user's.
+fn is_privileged() -> bool {
+    rustix::process::geteuid().is_root()
 }
 
 /// A file takes the place of a file or a link. Replacing a device, a pipe or a socket would take it from those who use it.

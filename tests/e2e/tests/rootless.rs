@@ -141,6 +141,25 @@ fn an_ordinary_user_runs_a_pod_with_the_users_files() {
 }
 
 #[test]
+fn an_ordinary_user_copies_files_in_and_out_of_a_pod() {
+    if let Some(reason) = missing() {
+        skip!("{reason}");
+    }
+    let host = Host::empty();
+    let user = User::new(&host);
+    let script = "echo mine > own; chmod 640 own; \
+                  pod=$(run -d -q --net=none busybox -- sh -c 'mkdir /d; echo its > /d/file; chown -R 33:33 /d; sleep 600'); \
+                  until podvm exec $pod -- test -e /d/file; do sleep 0.1; done; \
+                  podvm cp own $pod:/own; podvm exec $pod -- stat -c '%u:%g %a' /own; \
+                  podvm cp $pod:/d .; cat d/file; podvm cp $pod:/own back; cat back; podvm stop --force $pod";
+    let finished = user.shell(script).run().expect_code(0);
+    assert_eq!(finished.stdout, "0:0 640\nits\nmine\n", "{finished}");
+    for file in ["d", "d/file", "back"] {
+        assert_eq!(fs::metadata(user.home.join(file)).unwrap().uid(), USER, "{file}");
+    }
+}
+
+#[test]
 fn an_ordinary_users_pod_serves_at_the_host_and_goes_whole() {
     if let Some(reason) = missing() {
         skip!("{reason}");
