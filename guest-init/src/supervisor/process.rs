@@ -59,7 +59,8 @@ pub struct Process {
     /// Where it is in its life.
     pub state: State,
     pid: Pid,
-    pidfd: OwnedFd,
+    /// None when it was reaped.
+    pidfd: Option<OwnedFd>,
     control: Option<OwnedFd>,
     /// By number. None is used twice, so that what poll(2) has told of one stream is never taken for another's.
     streams: BTreeMap<usize, (StreamKind, Stream)>,
@@ -81,7 +82,7 @@ impl Process {
             main,
             state: State::SettingUp,
             pid,
-            pidfd,
+            pidfd: Some(pidfd),
             control: Some(control),
             streams: BTreeMap::new(),
             last_stream: 0,
@@ -106,9 +107,9 @@ impl Process {
         self.pid.as_raw()
     }
 
-    /// A handle on it.
-    pub fn pidfd(&self) -> BorrowedFd<'_> {
-        self.pidfd.as_fd()
+    /// A handle on it, unless nothing of it is left.
+    pub fn pidfd(&self) -> Option<BorrowedFd<'_>> {
+        self.pidfd.as_ref().map(AsFd::as_fd)
     }
 
     /// The socket it reports over, while its program does not run.
@@ -387,6 +388,7 @@ impl Processes {
     pub fn reaped(&mut self, pid: Pid) -> Option<ProcessId> {
         let (id, process) = self.table.iter_mut().find(|(_, process)| process.pid == pid && !process.reaped)?;
         process.reaped = true;
+        process.pidfd = None;
         Some(*id)
     }
 

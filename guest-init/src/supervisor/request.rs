@@ -124,8 +124,9 @@ impl Supervisor {
         }
         let main = app.process.and_then(|id| self.processes.get(id)).filter(|process| process.state == State::Running);
         let main = main.ok_or_else(|| format!("app {} is not running", app.name))?;
+        let target = main.pidfd().ok_or_else(|| format!("app {} is not running", app.name))?;
         // SAFETY: the supervisor is a single thread.
-        let launched = unsafe { launch(&pod.launched_with, index, job, Some(main.pidfd()), app.cgroup.as_ref()) };
+        let launched = unsafe { launch(&pod.launched_with, index, job, Some(target), app.cgroup.as_ref()) };
         let launched = launched.map_err(|error| error.to_string())?;
         Ok(self.processes.add(index, false, launched))
     }
