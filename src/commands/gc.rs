@@ -70,6 +70,9 @@ pub fn run(args: &GcArgs, config: &Config) -> Result<u8> {
     let now = Timestamp::now().seconds();
     for dir in pods.list()? {
         wait_for_orphan(&dir);
+        if let (false, Err(error)) = (args.mark_only, remove_cgroup(&dir)) {
+            complain(error.to_string());
+        }
         let collected_now = match verdict(&dir, args, now) {
             Ok(Verdict::Keep) => Ok(false),
             Ok(Verdict::Mark) => dir.mark_garbage(now).map(|()| args.mark_only).map_err(RemoveError::from),
@@ -119,6 +122,15 @@ pub fn run(args: &GcArgs, config: &Config) -> Result<u8> {
     reach(FaultPoint::StoreCollected);
     print(args.output, &collected, as_text)?;
     Ok(code)
+}
+
+/// Removes the cgroup of a pod whose process was killed: it is of no use to who looks at the pod later.
+fn remove_cgroup(dir: &PodDir) -> Result<(), RemoveError> {
+    match dir.state() {
+        Ok((PodState::Aborted | PodState::Exited, _)) if !dir.is_alive()? => Ok(podvm_stage1_ns::undo(dir)?),
+        // What is wrong with its directory is said when it is collected.
+        _ => Ok(()),
+    }
 }
 
 /// What becomes of a pod.

@@ -17,11 +17,14 @@ use crate::config::Config;
 use crate::duration::Wait;
 use crate::output::Format;
 use crate::output::{OutputArgs, print, print_text, table};
+use crate::report;
 
 const EXAMPLES: &str = "\
 Examples:
   podvm stats                                   all running pods, every second, until Ctrl-C
   podvm stats 8d3f --no-stream --output json    one pod, once, for a program: bytes, microseconds, percent of one CPU";
+/// How long a pod may take to tell what it uses.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// From one look to the next, for the share of CPU time, when there is to be one line only.
 const SHORT_LOOK: Duration = Duration::from_millis(500);
 /// Cursor to the top left, and everything from there cleared.
@@ -97,8 +100,14 @@ fn look(args: &StatsArgs, config: &Config) -> Result<Look> {
     let at = Instant::now();
     let mut rows = Vec::new();
     for dir in dirs.into_iter().filter(|dir| matches!(dir.state(), Ok((PodState::Running, _)))) {
-        // A pod that is on its way to its end does not keep the others from being seen.
-        let stats = podvm_pod::client::SupervisorClient::of_pod(&dir).stats().unwrap_or_default();
+        let client = podvm_pod::client::SupervisorClient::of_pod(&dir).with_patience(PATIENCE);
+        // A pod that is on its way to its end does not keep the others from being seen, nor does one that hangs.
+        let stats = client.stats().unwrap_or_else(|error| {
+            if dir.is_alive().unwrap_or(false) {
+                report(&format!("pod {}: {error}", dir.uuid()));
+            }
+            Vec::new()
+        });
         rows.extend(stats.into_iter().map(|(app, stats)| Row { pod: dir.uuid(), app, cpu_percent: 0.0, stats }));
     }
     Ok(Look { at, rows })

@@ -20,7 +20,7 @@ pub struct StatusArgs {
     /// The pod: its UUID, or enough of its beginning
     #[arg(value_name = "POD")]
     pub pod: String,
-    /// Wait until the pod has ended
+    /// Wait until the pod has ended; one that is prepared must be run first
     #[arg(long)]
     pub wait: bool,
     /// Wait until all apps run and those with a health check are healthy; fails when the pod ends or an app is unhealthy
@@ -35,6 +35,10 @@ pub struct StatusArgs {
 pub fn run(args: &StatusArgs, config: &Config) -> Result<u8> {
     let dir = config.pods().find(&args.pod)?;
     if args.wait {
+        // What is prepared may be run yet.
+        while dir.state()?.0 == PodState::Prepared {
+            std::thread::sleep(READY_INTERVAL);
+        }
         dir.wait_until_dead()?;
     }
     if args.wait_ready {

@@ -1,8 +1,8 @@
 //! `podvm image render` and `podvm image extract`: an image's files in a directory.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use podvm_image::erofs::{Loss, Losses};
 use podvm_image::{RenderOptions, Store, What};
 use serde::Serialize;
@@ -78,6 +78,7 @@ struct Report {
 
 /// Writes an image's root.
 pub fn render(args: &RenderArgs, store: &Store) -> Result<u8> {
+    refuse_own_state(&args.place, store)?;
     let options = RenderOptions { what: What::Root, overwrite: args.overwrite };
     tell(&store.render(&args.image, &args.place, &options)?, args.output)
 }
@@ -89,8 +90,21 @@ pub fn extract(args: &ExtractArgs, store: &Store) -> Result<u8> {
         None if args.rootfs_only => What::Root,
         None => What::All,
     };
+    refuse_own_state(&args.place, store)?;
     let options = RenderOptions { what, overwrite: args.overwrite };
     tell(&store.render(&args.image, &args.place, &options)?, args.output)
+}
+
+/// What is overwritten must not be the pods and images themselves.
+fn refuse_own_state(place: &Path, store: &Store) -> Result<()> {
+    let state = store.root().parent().unwrap_or(store.root()).canonicalize()?;
+    match place.canonicalize() {
+        Ok(place) if state.starts_with(&place) || place.starts_with(&state) => {
+            bail!("{} is where podvm has its pods and images, or holds that; choose another place", place.display())
+        }
+        // One that is not there yet replaces nothing.
+        _ => Ok(()),
+    }
 }
 
 fn tell(losses: &Losses, output: OutputArgs) -> Result<u8> {

@@ -47,8 +47,13 @@ impl ImageSettings {
         settings.pre_start = handler(EventName::PreStart);
         settings.post_stop = handler(EventName::PostStop);
         for port in &app.ports {
-            let declared = declared(port).map_err(wrong)?;
-            settings.ports.push(declared);
+            match declared(port).map_err(wrong)? {
+                Some(declared) => settings.ports.push(declared),
+                None => settings.remarks.push(format!(
+                    "image {name}: port {} is passed over: its protocol {:?} is neither tcp nor udp",
+                    port.name, port.protocol
+                )),
+            }
         }
         for mount in &app.mount_points {
             // A name that no volume can have leaves those that the path gives.
@@ -60,16 +65,17 @@ impl ImageSettings {
     }
 }
 
-fn declared(port: &Port) -> Result<DeclaredPort, Fault> {
+/// A port; none when its protocol is one that podvm does not carry.
+fn declared(port: &Port) -> Result<Option<DeclaredPort>, Fault> {
     let protocol = match port.protocol.to_ascii_lowercase().as_str() {
         "tcp" => Protocol::Tcp,
         "udp" => Protocol::Udp,
-        other => return Err(format!("port {} is of protocol {other:?}; podvm knows tcp and udp", port.name)),
+        _ => return Ok(None),
     };
     let number = |number: u32| u16::try_from(number).map_err(|_| format!("port {} is no port", port.name));
     let (first, count) = (number(port.port)?, number(port.count)?);
     let (name, socket_activated) = (Some(port.name.clone()), port.socket_activated);
-    Ok(DeclaredPort { name, port: first, protocol, count, socket_activated })
+    Ok(Some(DeclaredPort { name, port: first, protocol, count, socket_activated }))
 }
 
 fn isolators(app: &App, remarks: &mut Vec<String>, image: &str) -> Result<Isolators, Fault> {
@@ -284,9 +290,8 @@ mod tests {
         assert_eq!((web.ports[1].port, web.ports[1].count, web.ports[1].protocol), (20000, 10, Protocol::Udp));
         assert_eq!((web.volumes[0].names[0].as_str(), web.volumes[0].read_only), ("work", true));
         assert_eq!((web.ports[0].socket_activated, web.ports[1].socket_activated), (true, false));
-        assert!(
-            settings(json!({"ports": [{"name": "x", "port": 1, "protocol": "sctp"}]})).unwrap_err().contains("sctp")
-        );
+        let odd = settings(json!({"ports": [{"name": "x", "port": 1, "protocol": "sctp"}]})).unwrap();
+        assert!(odd.ports.is_empty() && odd.remarks[0].contains("sctp"), "{:?}", odd.remarks);
     }
 
     #[test]
