@@ -87,7 +87,7 @@ impl RunningApp {
     /// Why that cannot be, as a sentence.
     pub fn freeze(&mut self, frozen: bool) -> Result<(), String> {
         let refused = |why: &dyn std::fmt::Display| format!("app {} cannot be paused or resumed: {why}", self.name);
-        let cgroup = self.cgroup.as_ref().ok_or_else(|| refused(&"there is no cgroup2 here; see `podvm doctor`"))?;
+        let cgroup = self.cgroup.as_ref().ok_or_else(|| refused(&"it has no cgroup here; see `podvm doctor`"))?;
         cgroup.freeze(frozen).map_err(|error| refused(&error))?;
         self.paused = frozen;
         Ok(())

@@ -156,11 +156,10 @@ impl Store {
             let (names, used) = (names.remove(&record.id).unwrap_or_default(), self.last_use(&record.id));
             images.push(image(record, names, used));
         }
-        images.sort_by(|a, b| {
-            fn key(image: &Image) -> (bool, Option<&Reference>, Digest) {
-                (image.names.is_empty(), image.names.first(), image.id)
-            }
-            key(a).cmp(&key(b))
+        images.sort_by_cached_key(|image| {
+            let of_appc = || image.appc.as_ref().map(|appc| appc.manifest.full_name().to_string());
+            let name = image.names.first().map(Reference::to_string).or_else(of_appc);
+            (name.is_none(), name, image.id)
         });
         Ok(Listing { images, damaged })
     }

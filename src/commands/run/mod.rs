@@ -77,7 +77,7 @@ fn resolve_pod(args: &RunArgs, config: &Config) -> Result<(PodManifest, Vec<Reso
     reach(FaultPoint::ImagesHeld);
     require_files(config, stage1.kind)?;
     if !args.quiet {
-        remarks(&stage1, &manifest).iter().for_each(|line| report(line));
+        remarks(&stage1, &manifest, config.is_unprivileged).iter().for_each(|line| report(line));
     }
     if stage1.kind == Stage1Kind::Ns {
         suit_namespaces(&mut manifest, &store, &holds, config)?;
@@ -160,7 +160,7 @@ fn stored(imported: Imported, store: &Store) -> Result<(ResolvedImage, String)> 
 }
 
 /// What is otherwise than the user may think.
-fn remarks(stage1: &Chosen, manifest: &PodManifest) -> Vec<String> {
+fn remarks(stage1: &Chosen, manifest: &PodManifest, is_unprivileged: bool) -> Vec<String> {
     let fallback = stage1.fallback.as_ref();
     let mut lines: Vec<String> = fallback
         .map(|reason| format!("the pod runs behind namespaces, for this host cannot run it in a VM: {reason}"))
@@ -168,6 +168,11 @@ fn remarks(stage1: &Chosen, manifest: &PodManifest) -> Vec<String> {
         .collect();
     if stage1.kind == Stage1Kind::Ns {
         lines.extend(podvm_stage1_ns::cgroup::missed_limits(manifest));
+        if is_unprivileged && manifest.resources.disk.is_some() {
+            lines.push(
+                "--disk does not hold: behind namespaces only root's pods have a disk; --stage1=kvm has one".into(),
+            );
+        }
     }
     lines
 }
@@ -227,6 +232,7 @@ fn run_pod(
     drop(images);
     reach(FaultPoint::ImagesLetGo);
     let manifest = pod.manifest().clone();
+    let uuid_before = uuid_file.and_then(saved_before);
     if let Some(Err(error)) = uuid_file.map(|path| save_uuid(path, uuid)) {
         pod.discard()?;
         return Err(error);
@@ -237,6 +243,9 @@ fn run_pod(
             // It has never run: there is nothing in it that anyone could want.
             if let Err(leftover) = remove(&pods.pod(uuid)) {
                 report(&format!("pod {uuid} cannot be removed: {leftover}"));
+            }
+            if let (Some(path), Some(before)) = (uuid_file, uuid_before) {
+                take_back(path, uuid, &before);
             }
             Err(error)
         }
@@ -270,6 +279,35 @@ fn save_uuid(path: &Path, uuid: Uuid) -> Result<()> {
     write().with_context(|| format!("--uuid-file-save {}", path.display()))?;
     reach(FaultPoint::UuidFileSaved);
     Ok(())
+}
+
+/// What a file holds that a UUID is to be saved in, none when there is no such file; unless it is something else than a file,
+/// such as a pipe.
+fn saved_before(path: &Path) -> Option<Option<Vec<u8>>> {
+    /// Far more than a UUID.
+    const MOST: u64 = 4096;
+    match std::fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_file() && metadata.len() <= MOST => std::fs::read(path).ok().map(Some),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Some(None),
+        _ => None,
+    }
+}
+
+/// Makes the file what it was: a pod that was never started is not to take the place of one that runs.
+fn take_back(path: &Path, uuid: Uuid, before: &Option<Vec<u8>>) {
+    if std::fs::read(path).ok() != Some(uuid.to_string().into_bytes()) {
+        return;
+    }
+    let restored = match before {
+        Some(bytes) => Output::open(path, 0o666).and_then(|output| {
+            output.file().write_all(bytes)?;
+            output.keep()
+        }),
+        None => std::fs::remove_file(path),
+    };
+    if let Err(error) = restored {
+        report(&format!("--uuid-file-save {}: {error}", path.display()));
+    }
 }
 
 /// How a pod ended, for who started it.

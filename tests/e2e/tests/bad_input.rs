@@ -88,7 +88,8 @@ fn a_damaged_name_is_named_with_its_cure_and_the_cure_works() {
     let path = host.root().join("images/refs/damaged.json");
     fs::write(&path, "{").unwrap();
     let file = path.to_str().unwrap();
-    refused(&host, &["image", "list"], &[file, "podvm image verify --repair"]);
+    let listed = host.podvm(["image", "list"]).run().expect_code(254);
+    listed.expect_stderr(file).expect_stderr("podvm image verify --repair");
     host.podvm(["image", "verify"]).run().expect_code(254).expect_stdout(file);
     host.podvm(["image", "verify", "--repair"]).run().expect_code(254).expect_stdout(file);
     host.podvm(["image", "verify"]).run().expect_code(0);

@@ -75,12 +75,15 @@ fn many_pods_start_at_once_and_answer_and_stop_and_leave_nothing() {
 fn of_two_pods_that_want_one_port_the_second_is_refused() {
     let host = Host::empty();
     let image = host.image("busybox");
-    let words = ["run", "--port", "80:7090", &image, "--", "sh", "-c", "echo up; exec sleep 600"];
+    let file = host.directory("files").join("uuid");
+    let saved = format!("--uuid-file-save={}", file.display());
+    let words = ["run", &saved, "--port", "80:7090", &image, "--", "sh", "-c", "echo up; exec sleep 600"];
     let mut first = host.podvm(words).spawn();
     first.wait_for_stdout("up", A_WHILE);
     let second = host.podvm(words).run().expect_code(254).expect_stderr("7090").expect_stderr("in use");
     assert_eq!(second.stderr.trim_end().lines().count(), 1, "{second}");
     assert_eq!(host.pods().len(), 1, "a half-made pod is left");
+    assert_eq!(fs::read_to_string(&file).unwrap(), host.pods()[0], "the refused pod's UUID is there");
     first.signal(Signal::SIGTERM);
     first.wait(A_WHILE);
     // It is free at once.
