@@ -232,7 +232,7 @@ fn run_pod(
     drop(images);
     reach(FaultPoint::ImagesLetGo);
     let manifest = pod.manifest().clone();
-    let uuid_before = uuid_file.and_then(saved_before);
+    let saved_before = uuid_file.and_then(saved_in);
     if let Some(Err(error)) = uuid_file.map(|path| save_uuid(path, uuid)) {
         pod.discard()?;
         return Err(error);
@@ -244,8 +244,8 @@ fn run_pod(
             if let Err(leftover) = remove(&pods.pod(uuid)) {
                 report(&format!("pod {uuid} cannot be removed: {leftover}"));
             }
-            if let (Some(path), Some(before)) = (uuid_file, uuid_before) {
-                take_back(path, uuid, &before);
+            if let Some(path) = uuid_file {
+                take_back(path, uuid, saved_before);
             }
             Err(error)
         }
@@ -281,32 +281,28 @@ fn save_uuid(path: &Path, uuid: Uuid) -> Result<()> {
     Ok(())
 }
 
-/// What a file holds that a UUID is to be saved in, none when there is no such file; unless it is something else than a file,
-/// such as a pipe.
-fn saved_before(path: &Path) -> Option<Option<Vec<u8>>> {
+/// The UUID in a file, or whatever else is there and as short; none of what is no file, such as a pipe.
+fn saved_in(path: &Path) -> Option<Vec<u8>> {
     /// Far more than a UUID.
     const MOST: u64 = 4096;
-    match std::fs::symlink_metadata(path) {
-        Ok(metadata) if metadata.is_file() && metadata.len() <= MOST => std::fs::read(path).ok().map(Some),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Some(None),
-        _ => None,
-    }
+    let metadata = std::fs::symlink_metadata(path).ok()?;
+    (metadata.is_file() && metadata.len() <= MOST).then(|| std::fs::read(path).ok()).flatten()
 }
 
 /// Makes the file what it was: a pod that was never started is not to take the place of one that runs.
-fn take_back(path: &Path, uuid: Uuid, before: &Option<Vec<u8>>) {
-    if std::fs::read(path).ok() != Some(uuid.to_string().into_bytes()) {
+fn take_back(path: &Path, uuid: Uuid, before: Option<Vec<u8>>) {
+    if saved_in(path) != Some(uuid.to_string().into_bytes()) {
         return;
     }
     let restored = match before {
         Some(bytes) => Output::open(path, 0o666).and_then(|output| {
-            output.file().write_all(bytes)?;
+            output.file().write_all(&bytes)?;
             output.keep()
         }),
         None => std::fs::remove_file(path),
     };
     if let Err(error) = restored {
-        report(&format!("--uuid-file-save {}: {error}", path.display()));
+        report(&format!("--uuid-file-save {} names a pod that was not started: {error}", path.display()));
     }
 }
 
