@@ -5,6 +5,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use podvm_pod::client::{ClientError, SupervisorClient};
 use podvm_pod::directory::PodState;
 use podvm_pod::manifest::{AppName, ByteSize};
 use podvm_pod::status::AppStats;
@@ -100,10 +101,10 @@ fn look(args: &StatsArgs, config: &Config) -> Result<Look> {
     let at = Instant::now();
     let mut rows = Vec::new();
     for dir in dirs.into_iter().filter(|dir| matches!(dir.state(), Ok((PodState::Running, _)))) {
-        let client = podvm_pod::client::SupervisorClient::of_pod(&dir).with_patience(PATIENCE);
-        // A pod that is on its way to its end does not keep the others from being seen, nor does one that hangs.
+        let client = SupervisorClient::of_pod(&dir).with_patience(PATIENCE);
+        // A pod that is on its way to its end does not keep the others from being seen, nor does one that hangs, which is said.
         let stats = client.stats().unwrap_or_else(|error| {
-            if dir.is_alive().unwrap_or(false) {
+            if matches!(error, ClientError::Silent) {
                 report(&format!("pod {}: {error}", dir.uuid()));
             }
             Vec::new()

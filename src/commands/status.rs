@@ -103,7 +103,7 @@ fn as_text(pod: &PodSummary) -> String {
     text = text + "\n" + &table(["app", "image", "state"], apps);
     for app in &pod.apps {
         if let Some(failure) = &app.health_failure {
-            let _ = writeln!(text, "\nlast health check of {}: {}", app.name, failure.replace('\n', " "));
+            let _ = writeln!(text, "\nlast health check of {}: {}", app.name, failure);
         }
     }
     text
