@@ -92,10 +92,11 @@ fn all_of_a_pod_dies_with_its_process() {
         let gone = |pid: &i32| !fs::exists(format!("/proc/{pid}")).unwrap();
         apps.iter().chain([&supervisor]).all(gone).then_some(())
     });
+    host.podvm(["gc"]).run().expect_code(0);
+    let left: Vec<_> = cgroups.iter().filter(|cgroup| cgroup.exists()).collect();
+    assert!(left.is_empty() && host.pods().len() == 1, "{left:?} is left, while the pod is kept to be looked at");
     assert!(!host.gc().expect_code(0).stdout.is_empty());
     assert_eq!(host.gc().expect_code(0).stdout, "", "a second gc found something to do");
-    let left: Vec<_> = cgroups.iter().filter(|cgroup| cgroup.exists()).collect();
-    assert!(left.is_empty(), "{left:?} is left");
 }
 
 #[test]
